@@ -1,0 +1,141 @@
+"""What a model is made of. Defaults are AlphaFold 2's; each says where it stands in the supplement of
+Jumper et al. (2021) or, as "config", in AlphaFold's own configuration. A preset is a difference from them."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriangleStack:
+    """Sizes of the updates of a pair representation (Algorithms 11 to 15)."""
+
+    heads: int = 4  # Algorithms 13, 14
+    c_attention: int = 32  # per head; Algorithms 13, 14
+    c_multiplication: int = 128  # Algorithms 11, 12
+    transition_factor: int = 4  # Algorithm 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Templates:
+    """Supplement 1.7.1. Sizes of the template embedding."""
+
+    c_t: int = 64
+    blocks: int = 2  # Algorithm 16
+    pair: TriangleStack = TriangleStack(c_attention=16, c_multiplication=64, transition_factor=2)  # config
+    bins: int = 39  # distances of pseudo-beta atoms; config: dgram_features
+    min_distance: float = 3.25  # Å
+    max_distance: float = 50.75  # Å
+    heads: int = 4  # Algorithm 17
+    c_attention: int = 16  # per head: key_dim 64 over four heads; config
+    torsion_angles: bool = True  # rows of template torsion angles in the MSA; config: embed_torsion_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsaStack:
+    """Sizes of one kind of Evoformer block: the main stack's or the extra MSA's."""
+
+    blocks: int = 48  # Algorithm 6
+    heads: int = 8  # Algorithms 7, 8
+    c_attention: int = 32  # per head
+    c_outer_product: int = 32  # Algorithm 10
+    transition_factor: int = 4  # Algorithm 9
+    global_column_attention: bool = False  # Algorithm 19 in place of 8
+    pair: TriangleStack = TriangleStack()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureModule:
+    """Supplement 1.8, Algorithms 20 to 25."""
+
+    layers: int = 8  # Algorithm 20; the layers share their weights
+    heads: int = 12  # Algorithm 22
+    c_hidden: int = 16  # Algorithm 22
+    query_points: int = 4  # Algorithm 22
+    value_points: int = 8  # Algorithm 22
+    transition_layers: int = 3  # Algorithm 20, line 9
+    c_angles: int = 128  # Algorithm 20, lines 11 to 14
+    angle_blocks: int = 2
+    position_scale: float = 10.0  # Å in a unit of the translations; config
+    dropout: float = 0.1  # Algorithm 20, lines 7 and 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Supplement 1.9.3, 1.9.6 to 1.9.10."""
+
+    plddt_bins: int = 50  # 1.9.6
+    c_plddt: int = 128  # Algorithm 29
+    distogram_bins: int = 64  # 1.9.8
+    distogram_min: float = 2.3125  # Å; config: first_break
+    distogram_max: float = 21.6875  # Å; config: last_break
+    masked_msa_classes: int = 23  # 1.9.9; config
+    aligned_error: bool = False  # 1.9.7: the models fine-tuned for pTM have it
+    aligned_error_bins: int = 64  # 1.9.7
+    aligned_error_max: float = 31.0  # Å; config: max_error_bin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network's sizes."""
+
+    c_m: int = 256  # MSA representation; supplement 1.6
+    c_z: int = 128  # pair representation
+    c_e: int = 64  # extra MSA representation; Algorithm 18
+    c_s: int = 384  # single representation
+    target_features: int = 22  # 21 residue types behind a flag of the segment's end; config
+    msa_features: int = 49  # supplement Table 1
+    extra_msa_features: int = 25  # Algorithm 2, line 15: 23 residue types and two of deletions
+    max_relative: int = 32  # Algorithm 4
+    recycle_bins: int = 15  # Algorithm 32
+    recycle_min: float = 3.25  # Å; config: prev_pos
+    recycle_max: float = 20.75  # Å
+    templates: Templates | None = None
+    extra_stack: MsaStack = MsaStack(blocks=4, c_attention=8, global_column_attention=True)  # Algorithm 18
+    evoformer: MsaStack = MsaStack()
+    structure: StructureModule = StructureModule()
+    heads: Heads = Heads()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How features are sampled for a prediction; supplement 1.2 and 1.11."""
+
+    msa_clusters: int = 512  # Table 5; config: eval.max_msa_clusters. Template rows count where there are any
+    extra_msa: int = 1024  # Table 5
+    templates: int = 0  # config: eval.max_templates
+    masked_fraction: float = 0.15  # 1.2.7; config: masked_msa_replace_fraction
+    masked_uniform: float = 0.1  # 1.2.7
+    masked_profile: float = 0.1
+    masked_same: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A preset: the network, its data, and how it is run."""
+
+    name: str
+    model: Model = Model()
+    data: Data = Data()
+    recycles: int = 3  # supplement 1.10; N_cycle = 4 passes
+    tolerance: float = 0.0  # Å: stop recycling once the C-alpha distances change by less; 0 never stops early
+    ensembles: int = 1  # samples of the MSA averaged in each pass; Algorithm 2, line 4
+
+
+_TEMPLATES = Model(templates=Templates())
+_PTM = Heads(aligned_error=True)
+
+_MONOMER = {
+    "model_1": Config(name="model_1", model=_TEMPLATES, data=Data(extra_msa=5120, templates=4)),  # Table 5: 1.1.1
+    "model_2": Config(name="model_2", model=_TEMPLATES, data=Data(templates=4)),  # 1.1.2
+    "model_3": Config(name="model_3", data=Data(extra_msa=5120)),  # 1.2.1
+    "model_4": Config(name="model_4", data=Data(extra_msa=5120)),  # 1.2.2
+    "model_5": Config(name="model_5"),  # 1.2.3
+}
+
+PRESETS: dict[str, Config] = _MONOMER | {
+    f"{name}_ptm": replace(config, name=f"{name}_ptm", model=replace(config.model, heads=_PTM))
+    for name, config in _MONOMER.items()
+}
+"""Every model by its name; `model_N_ptm` also predicts its aligned error (supplement 1.9.7)."""
+
+CASP14_ENSEMBLES = 8
+"""Features sampled and averaged in each pass in the CASP14 runs (config: monomer_casp14)."""
