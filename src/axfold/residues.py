@@ -215,7 +215,7 @@ def _chi_atoms() -> np.ndarray:
 
 
 CHI_ATOMS = _chi_atoms()
-CHI_MASK: np.ndarray = CHI_ATOMS.any(axis=-1).astype(np.float32)
+CHI_MASK = (CHI_ATOMS[..., 3] > 0).astype(np.float32)
 """(21, 4) 1 where the residue has the torsion."""
 CHI_PI_PERIODIC = np.zeros((21, 4), np.float32)
 """(21, 4) 1 where a half turn of the torsion exchanges equal atoms."""
