@@ -1,0 +1,100 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from axfold.errors import AxfoldError, InputError
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
+"""Names of files under way; one that is found later was left by a run that was killed."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which becomes `path` when the block ends well and leaves nothing when it doesn't.
+
+    Raises AxfoldError when the disk is full or fails, InputError when the folder can't be written to.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise failure(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with Unix line ends; errors as in `writing`."""
+    with writing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON; errors as in `writing`."""
+    write_text(path, json.dumps(content, indent=4) + "\n")
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within a folder, over what may be there; errors as in `writing`."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        raise failure(target, error) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there; errors as in `writing`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise failure(path, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` with its parents and see that files can be written there.
+
+    Raises InputError if they can't, AxfoldError when the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise failure(folder, error) from error
+
+
+def failure(path: Path, error: OSError) -> AxfoldError:
+    """What to tell the user when `path` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AxfoldError(
+            f"{path}: the disk is full. Free some space and run the same command again; it continues where it stopped."
+        )
+    reason = error.strerror or str(error)
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or (
+        error.errno in (errno.EROFS, errno.ENAMETOOLONG)
+    ):
+        return InputError(f"{path}: can't be written ({reason}). Choose another folder with --out.")
+    return AxfoldError(f"{path}: can't be written ({reason}).")
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
