@@ -1,0 +1,83 @@
+"""The released parameters: where they are, what they are called, whose they are, and where axfold keeps them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """An archive of parameters; `size` in bytes."""
+
+    name: str
+    archive: str
+    address: str
+    size: int
+    sha256: str
+    models: tuple[str, ...]
+    licence: str
+    licence_address: str
+    citations: tuple[str, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Files in the archive."""
+        return (*(f"params_{model}.npz" for model in self.models), "LICENSE")
+
+
+ALPHAFOLD = Release(
+    name="AlphaFold parameters of 2022-12-06",
+    archive="alphafold_params_2022-12-06.tar",
+    address="https://storage.googleapis.com/alphafold/alphafold_params_2022-12-06.tar",
+    size=5_587_968_000,
+    # Not published by DeepMind; the same in every public record of this file.
+    sha256="36d4b0220f3c735f3296d301152b738c9776d16981d054845a68a1370b26cfe3",
+    models=tuple(f"model_{n}{kind}" for kind in ("", "_ptm", "_multimer_v3") for n in range(1, 6)),
+    licence="CC BY 4.0",
+    licence_address="https://creativecommons.org/licenses/by/4.0/",
+    citations=(
+        "Jumper et al. Highly accurate protein structure prediction with AlphaFold. Nature 596, 583-589 (2021). "
+        "https://doi.org/10.1038/s41586-021-03819-2",
+        "Evans et al. Protein complex prediction with AlphaFold-Multimer. bioRxiv 2021.10.04.463034 (2021). "
+        "https://doi.org/10.1101/2021.10.04.463034",
+    ),
+)
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """Where parameters are kept: in `cache`, else $AXFOLD_CACHE, else $XDG_CACHE_HOME/axfold or ~/.cache/axfold."""
+    if cache is None:
+        if own := os.environ.get("AXFOLD_CACHE"):
+            cache = Path(own)
+        else:
+            xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored where it is not absolute
+            cache = (xdg if xdg.is_absolute() else Path("~/.cache")) / "axfold"
+    return cache.expanduser() / "params"
+
+
+def candidates(model_name: str, folder: Path) -> Iterator[Path]:
+    """Files of `folder` that hold the parameters of a model, the fastest to read first."""
+    for name in (f"{model_name}.safetensors", f"params_{model_name}.npz", ALPHAFOLD.archive):
+        if (folder / name).is_file():
+            yield folder / name
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A released model, and the file that holds its parameters on this machine (None: not here)."""
+
+    model: str
+    path: Path | None
+    supported: bool
+
+
+def listed(cache: Path | None = None) -> tuple[Listed, ...]:
+    """Every released model, in the release's order."""
+    from axfold.config import PRESETS
+
+    folder = cache_folder(cache)
+    return tuple(
+        Listed(model, next(candidates(model, folder), None), supported=model in PRESETS)
+        for model in ALPHAFOLD.models
+    )
