@@ -1,26 +1,26 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+INSTALLED := .venv/installed
 
-.PHONY: demo test lint install
+.PHONY: demo install lint test
 
-$(BIN)/axfold: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $(BIN)/axfold
+demo: $(INSTALLED)  ## fold a small protein on the CPU with synthetic parameters
+	$(BIN)/axfold predict examples/demo.fasta --msa examples/demo.a3m --model model_3_ptm \
+	  --params synthetic --device cpu --out demo_output
 
-install: $(BIN)/axfold
+test: lint  ## every check and test that needs no GPU
+	$(BIN)/pytest
 
-demo: install  ## fold a small protein on the CPU with synthetic parameters
-	$(BIN)/axfold predict examples/demo.fasta --msa examples/demo.a3m --model model_3_ptm --params synthetic \
-	  --out demo_output --device cpu
-
-lint: install
+lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## every check and test that needs no GPU
-	$(BIN)/pytest
+install: $(INSTALLED)  ## the environment, .venv, with axfold in it as it stands here
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("axfold needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
