@@ -1,5 +1,6 @@
 """Local alignment of two protein sequences: which residues of a structure stand for which of the query."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,11 @@ class Match:
     """The best local alignment of two sequences.
 
     `pairs` (K, 2) int: indices of the residues that stand in one column, ascending. `expected`: how many
-    alignments as good as this one two unrelated sequences of these lengths have on average (BLAST's E-value).
+    alignments of this score two unrelated sequences of these lengths have on average (BLAST's E-value).
     """
 
     pairs: np.ndarray
+    score: int
     expected: float
 
 
@@ -67,8 +69,12 @@ def align(a: str, b: str) -> Match:
         # A gap in a may begin after any column before: a running maximum, since two gaps never beat one.
         row[1:] = np.maximum(row[1:], np.maximum.accumulate(row + slope)[:-1] - slope[1:] - _OPEN + _EXTEND)
         score[i + 1] = row
-    best = float(score.max())
-    return Match(_trace(score, codes_a, codes_b), _K * len(a) * len(b) * np.exp(-_LAMBDA * best))
+    best = int(score.max())
+    return Match(
+        pairs=_trace(score, codes_a, codes_b),
+        score=best,
+        expected=_K * len(a) * len(b) * math.exp(-_LAMBDA * best),
+    )
 
 
 def _trace(score: np.ndarray, codes_a: np.ndarray, codes_b: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def parse(text: str, source: str) -> tuple[TemplateHit, ...]:
     starts = [number for number, line in enumerate(content) if line.startswith("No ")]
     return tuple(
         _hit(content[start:end], start + 1, source)
-        for start, end in zip(starts, [*starts[1:], len(content)], strict=True)
+        for start, end in zip(starts, [*starts[1:], len(content)], strict=False)
     )
 
 
