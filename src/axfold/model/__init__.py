@@ -1,0 +1,1 @@
+"""The network, in the supplement's order and with its algorithm numbers."""

@@ -1,0 +1,50 @@
+"""The loop that feeds the rows of a representation to an update. It knows neither the model nor a policy:
+how many rows go at once is decided by whoever makes a `Rows`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Runs functions over blocks of `size` rows; None takes all rows at once.
+
+    The row axis is the same, counted from the front, in all tensors of a call, since they share their batch axes.
+    """
+
+    size: int | None = None
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, int]]:
+        """(first row, number of rows) of each block."""
+        size = min(self.size or rows, rows)
+        for start in range(0, rows, max(size, 1)):
+            yield start, min(size, rows - start)
+
+    def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
+        """prepare(*rows) of every block, joined along `out_axis`; `axis` is the operands' row axis."""
+        parts = [
+            prepare(*(x.narrow(axis, start, size) for x in operands))
+            for start, size in self.blocks(operands[0].shape[axis])
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=out_axis)
+
+    def update(self, update: Callable[..., Tensor], x: Tensor, *operands: Tensor, axis: int) -> Tensor:
+        """x with every block of rows replaced by update(rows of x, rows of each operand).
+
+        Where no gradient is recorded the rows are written into x itself: a finished row is never read again.
+        """
+        recorded = torch.is_grad_enabled()
+        parts = []
+        for start, size in self.blocks(x.shape[axis]):
+            rows = x.narrow(axis, start, size)
+            new = update(rows, *(operand.narrow(axis, start, size) for operand in operands))
+            if recorded:
+                parts.append(new)
+            elif new.data_ptr() != rows.data_ptr():  # an update may have written into the rows already
+                rows.copy_(new)
+        if not recorded:
+            return x
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)

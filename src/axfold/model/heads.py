@@ -1,0 +1,52 @@
+"""What is predicted beside the structure: supplement 1.9.6 to 1.9.10, Algorithm 29."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from axfold.config import Model
+
+
+class Confidence(nn.Module):
+    """Logits of the predicted lDDT-Cα of each residue: Algorithm 29."""
+
+    def __init__(self, c_s: int, c_hidden: int, bins: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(c_s)
+        self.layers = nn.Sequential(
+            nn.Linear(c_s, c_hidden),
+            nn.ReLU(),
+            nn.Linear(c_hidden, c_hidden),
+            nn.ReLU(),
+            nn.Linear(c_hidden, bins),
+        )
+
+    def forward(self, s: Float[Tensor, "*b n c_s"]) -> Float[Tensor, "*b n bins"]:
+        return self.layers(self.norm(s))
+
+
+class Distogram(nn.Module):
+    """Logits of the distance of two residues' pseudo-beta atoms: supplement 1.9.8."""
+
+    def __init__(self, c_z: int, bins: int):
+        super().__init__()
+        self.project = nn.Linear(c_z, bins)
+
+    def forward(self, z: Float[Tensor, "*b n n c_z"]) -> Float[Tensor, "*b n n bins"]:
+        half = self.project(z)
+        return half + half.transpose(-2, -3)
+
+
+class Heads(nn.Module):
+    """The heads, each called by who needs it: the large ones are O(N²) logits.
+
+    aligned_error is None for models that were not fine-tuned for pTM (supplement 1.9.7).
+    """
+
+    def __init__(self, sizes: Model):
+        super().__init__()
+        heads = sizes.heads
+        self.confidence = Confidence(sizes.c_s, heads.c_plddt, heads.plddt_bins)
+        self.distogram = Distogram(sizes.c_z, heads.distogram_bins)
+        self.masked_msa = nn.Linear(sizes.c_m, heads.masked_msa_classes)
+        self.resolved = nn.Linear(sizes.c_s, 37)  # 1.9.10: which atoms an experiment would see
+        self.aligned_error = nn.Linear(sizes.c_z, heads.aligned_error_bins) if heads.aligned_error else None

@@ -1,0 +1,130 @@
+"""What the modules are built of."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from axfold import ops
+from axfold.memory.rows import Rows
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is shared along one axis: supplement 1.11.6. Drops nothing in evaluation.
+
+    `shared` counts from the end: -3 gives all rows of a pair or MSA representation one mask ("row-wise").
+    """
+
+    def __init__(self, rate: float, shared: int):
+        super().__init__()
+        self.rate, self.shared = rate, shared
+
+    def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
+        if not self.training or self.rate == 0:
+            return x
+        shape = list(x.shape)
+        shape[self.shared] = 1
+        return x * nn.functional.dropout(x.new_ones(shape), self.rate)
+
+
+class Residual(nn.Module):
+    """x + dropout(update): how an update enters its representation. Consumes x."""
+
+    def __init__(self, dropout: float = 0.0, shared: int = -3):
+        super().__init__()
+        self.dropout = SharedDropout(dropout, shared)
+
+    def forward(
+        self, x: Float[Tensor, "*b i j c"], update: Float[Tensor, "*b i j c"]
+    ) -> Float[Tensor, "*b i j c"]:
+        return ops.add(x, self.dropout(update))
+
+
+class RowUpdate(nn.Module):
+    """An update that each row of a representation receives by itself, once a context shared by all is there.
+
+    A subclass writes its mathematics once, for any block of rows:
+
+        context = prepare(rows of the source, ...)       # some rows of the context
+        new = update(rows of x, rows of ..., context)    # these rows with their update
+
+    and its `forward` feeds them through `rows`, which decides how many rows go at once and where they live.
+    A module that acts on columns feeds x with its two leading axes exchanged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Rows()
+
+    def context(self, *source: Tensor, axis: int, out_axis: int) -> Tensor:
+        """prepare() over all rows of the source; its axes are as in `Rows.gather`."""
+        return self.rows.gather(self.prepare, *source, axis=axis, out_axis=out_axis)
+
+    def prepare(self, *rows: Any) -> Tensor:
+        raise TypeError(f"{type(self).__name__} needs no context")
+
+
+class GatedLinear(nn.Module):
+    """sigmoid(gate) * linear, as in Algorithms 11 and 12, line 2; both halves in one projection."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.linear = nn.Linear(c_in, 2 * c_out)
+
+    def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
+        value, gate = self.linear(x).chunk(2, dim=-1)
+        return value * gate.sigmoid()
+
+
+class Transition(RowUpdate):
+    """Two layers on every element by itself: Algorithm 9 on the MSA, Algorithm 15 on the pair representation."""
+
+    def __init__(self, c: int, factor: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(c)
+        self.expand = nn.Linear(c, factor * c)
+        self.output = nn.Linear(factor * c, c)
+        self.residual = Residual()
+
+    def update(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
+        hidden = self.expand(self.norm(x)).relu_()
+        return self.residual(x, self.output(hidden))
+
+    def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
+        """x with its update added. Consumes x."""
+        return self.rows.update(self.update, x, axis=x.dim() - 3)
+
+
+class GatedAttention(nn.Module):
+    """Projections of multi-head attention within rows, around `ops.gated_attention`; no LayerNorm."""
+
+    def __init__(self, c: int, c_head: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(c, 3 * heads * c_head, bias=False)
+        self.gate = nn.Linear(c, heads * c_head)
+        self.output = nn.Linear(heads * c_head, c)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*b r n c"],
+        mask: Float[Tensor, "*b r n"],
+        bias: Float[Tensor, "*b h n n"] | None = None,
+    ) -> Float[Tensor, "*b r n c"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        gate = self.gate(x).unflatten(-1, (self.heads, -1))
+        return self.output(ops.gated_attention(q, k, v, gate, mask, bias))
+
+
+def one_hot_bins(
+    x: Float[Tensor, "*b i 3"], y: Float[Tensor, "*b j 3"], low: float, high: float, bins: int
+) -> Float[Tensor, "*b i j bins"]:
+    """Distance of each x to each y as one of `bins` classes whose lower edges lie evenly from low to high (Å).
+
+    As in AlphaFold the edges are excluded and distances under `low` are in no class (Algorithm 32, line 3).
+    """
+    edges = torch.linspace(low, high, bins, device=x.device, dtype=x.dtype).square()
+    upper = torch.cat([edges[1:], edges.new_full((1,), 1e8)])
+    squared = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1, keepdim=True)
+    return ((squared > edges) & (squared < upper)).to(x.dtype)

@@ -1,0 +1,137 @@
+"""Updates of the MSA representation, and the pair representation's update from it: Algorithms 7 to 10 and 19."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from axfold.model.layers import GatedAttention, Residual, RowUpdate
+from axfold.ops.attention import MASKED
+
+
+class MSARowAttention(RowUpdate):
+    """Attention among the residues of a sequence, biased by the pair representation: Algorithm 7."""
+
+    def __init__(self, c_m: int, c_z: int, c_head: int, heads: int, dropout: float = 0.15):
+        super().__init__()
+        self.norm, self.norm_pair = nn.LayerNorm(c_m), nn.LayerNorm(c_z)
+        self.bias = nn.Linear(c_z, heads, bias=False)
+        self.attention = GatedAttention(c_m, c_head, heads)
+        self.residual = Residual(dropout)  # Algorithm 6, line 2: row-wise
+
+    def prepare(self, z: Float[Tensor, "*b i j c_z"]) -> Float[Tensor, "*b h i j"]:
+        return self.bias(self.norm_pair(z)).movedim(-1, -3)
+
+    def update(
+        self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"], bias: Float[Tensor, "*b h r r"]
+    ) -> Float[Tensor, "*b s r c_m"]:
+        return self.residual(m, self.attention(self.norm(m), mask, bias))
+
+    def forward(
+        self, m: Float[Tensor, "*b s r c_m"], z: Float[Tensor, "*b r r c_z"], mask: Float[Tensor, "*b s r"]
+    ) -> Float[Tensor, "*b s r c_m"]:
+        """m with its update added. Consumes m."""
+        axis = m.dim() - 3
+        bias = self.context(z, axis=axis, out_axis=axis + 1)
+        return self.rows.update(partial(self.update, bias=bias), m, mask, axis=axis)
+
+
+class MSAColumnAttention(RowUpdate):
+    """Attention among the sequences at a residue: Algorithm 8. Its rows are the columns of the MSA."""
+
+    def __init__(self, c_m: int, c_head: int, heads: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(c_m)
+        self.attention = GatedAttention(c_m, c_head, heads)
+        self.residual = Residual()
+
+    def update(
+        self, m: Float[Tensor, "*b r s c_m"], mask: Float[Tensor, "*b r s"]
+    ) -> Float[Tensor, "*b r s c_m"]:
+        return self.residual(m, self.attention(self.norm(m), mask))
+
+    def forward(
+        self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
+    ) -> Float[Tensor, "*b s r c_m"]:
+        """m with its update added. Consumes m."""
+        columns, mask = m.transpose(-2, -3), mask.transpose(-1, -2)
+        return self.rows.update(self.update, columns, mask, axis=m.dim() - 3).transpose(-2, -3)
+
+
+class MSAColumnGlobalAttention(RowUpdate):
+    """Attention of one mean query to the sequences at a residue: Algorithm 19. All heads share keys and values."""
+
+    def __init__(self, c_m: int, c_head: int, heads: int):
+        super().__init__()
+        self.heads, self.scale = heads, c_head**-0.5
+        self.norm = nn.LayerNorm(c_m)
+        self.q = nn.Linear(c_m, heads * c_head, bias=False)
+        self.kv = nn.Linear(c_m, 2 * c_head, bias=False)
+        self.gate = nn.Linear(c_m, heads * c_head)
+        self.output = nn.Linear(heads * c_head, c_m)
+        self.residual = Residual()
+
+    def update(
+        self, m: Float[Tensor, "*b r s c_m"], mask: Float[Tensor, "*b r s"]
+    ) -> Float[Tensor, "*b r s c_m"]:
+        x = self.norm(m)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        present = mask[..., None].to(wide)
+        mean = (x.to(wide) * present).sum(-2) / (present.sum(-2) + 1e-10)
+        q = self.q(mean.to(x.dtype)).unflatten(-1, (self.heads, -1)) * self.scale
+        k, v = self.kv(x).chunk(2, dim=-1)
+        logits = torch.einsum("...rhc,...rsc->...rhs", q, k).masked_fill(mask[..., None, :] == 0, MASKED)
+        weights = logits.softmax(-1, dtype=wide).to(v.dtype)
+        mixed = torch.einsum("...rhs,...rsc->...rhc", weights, v).flatten(-2)
+        return self.residual(m, self.output(self.gate(x).sigmoid() * mixed.unsqueeze(-2)))
+
+    def forward(
+        self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
+    ) -> Float[Tensor, "*b s r c_m"]:
+        """m with its update added. Consumes m."""
+        columns, mask = m.transpose(-2, -3), mask.transpose(-1, -2)
+        return self.rows.update(self.update, columns, mask, axis=m.dim() - 3).transpose(-2, -3)
+
+
+class OuterProductMean(RowUpdate):
+    """The pair representation's update from the MSA: Algorithm 10. Rows of the pair; b is the context."""
+
+    def __init__(self, c_m: int, c_z: int, c_hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(c_m)
+        self.ab = nn.Linear(c_m, 2 * c_hidden)
+        self.output = nn.Linear(c_hidden * c_hidden, c_z)
+        self.residual = Residual()
+
+    def prepare(
+        self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
+    ) -> Float[Tensor, "*b r s two_c"]:
+        """a and b of these sequences side by side; residues first, since they are the rows of the pair."""
+        return (self.ab(self.norm(m)) * mask[..., None]).transpose(-2, -3)
+
+    def update(
+        self,
+        z: Float[Tensor, "*b i n c_z"],
+        a: Float[Tensor, "*b i s c"],
+        mask: Float[Tensor, "*b i s"],
+        b: Float[Tensor, "*b n s c"],
+        all_masks: Float[Tensor, "*b n s"],
+    ) -> Float[Tensor, "*b i n c_z"]:
+        # one product for each residue i: (c, s) with (s, n c)
+        flat = b.transpose(-2, -3).flatten(-2)
+        product = torch.matmul(a.transpose(-1, -2), flat.unsqueeze(-3))
+        product = product.unflatten(-1, (b.shape[-3], -1)).transpose(-2, -3).flatten(-2)
+        wide = torch.promote_types(mask.dtype, torch.float32)  # bf16 can't count to 5,120
+        count = torch.matmul(mask.to(wide), all_masks.to(wide).transpose(-1, -2))
+        return self.residual(z, self.output(product) / (count + 1e-3).to(z.dtype)[..., None])
+
+    def forward(
+        self, z: Float[Tensor, "*b r r c_z"], m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
+    ) -> Float[Tensor, "*b r r c_z"]:
+        """z with its update added. Consumes z."""
+        axis = z.dim() - 3
+        a, b = self.context(m, mask, axis=axis, out_axis=axis + 1).chunk(2, dim=-1)
+        by_residue = mask.transpose(-1, -2)
+        update = partial(self.update, b=b, all_masks=by_residue)
+        return self.rows.update(update, z, a, by_residue, axis=axis)

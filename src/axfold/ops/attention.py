@@ -1,0 +1,60 @@
+"""Attention with a bias that all rows share, a mask of the keys and a gate: Algorithms 7, 8, 13 and 14."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from axfold.ops.op import Op
+
+MASKED = -1e9
+"""Logit of a masked key. Finite, so that a row whose keys are all masked averages them (as AlphaFold's does)."""
+
+
+@Op
+def gated_attention(
+    q: Float[Tensor, "*b r q h c"],
+    k: Float[Tensor, "*b r k h c"],
+    v: Float[Tensor, "*b r k h c"],
+    gate: Float[Tensor, "*b r q h c"],
+    mask: Float[Tensor, "*b r k"],
+    bias: Float[Tensor, "*b h q k"] | None = None,
+) -> Float[Tensor, "*b r q hc"]:
+    """sigmoid(gate) * softmax(c^-1/2 q kᵀ + bias) v for each row r and head h; heads side by side in the result.
+
+    `mask` is 0 where a row has no key; `bias` is the same for all rows. The softmax is taken in at least float32.
+    """
+    logits = torch.einsum("...rqhc,...rkhc->...rhqk", q * q.shape[-1] ** -0.5, k)
+    if bias is not None:
+        logits = logits + bias.unsqueeze(-4)
+    logits = logits.masked_fill(mask[..., None, None, :] == 0, MASKED)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    weights = logits.softmax(dim=-1, dtype=wide).to(v.dtype)
+    return (gate.sigmoid() * torch.einsum("...rhqk,...rkhc->...rqhc", weights, v)).flatten(-2)
+
+
+def _sdpa_why_not(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> str | None:
+    if q.dtype == torch.float64:
+        return "float64 has the reference's exact masking"
+    if q.dim() != 4:
+        return "it takes no batch axes"
+    return None
+
+
+@gated_attention.backend("sdpa", why_not=_sdpa_why_not)
+def gated_attention_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """By PyTorch's scaled_dot_product_attention, which never holds the logits of all rows."""
+    q, k, v = (x.transpose(-2, -3) for x in (q, k, v))
+    hidden = (mask == 0).to(q.dtype) * MASKED
+    if bias is None:
+        logits = hidden[:, None, None, :]
+    elif (mask != 0).all():
+        logits = bias.unsqueeze(0)
+    else:
+        logits = bias.unsqueeze(0) + hidden[:, None, None, :]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
+    return (gate.sigmoid() * out.transpose(-2, -3)).flatten(-2)
