@@ -4,15 +4,16 @@ import errno
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from axfold.errors import AxfoldError, InputError
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 """Names of files under way; one that is found later was left by a run that was killed."""
 
 
@@ -22,27 +23,37 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
     Raises AxfoldError when the disk is full or fails, InputError when the folder can't be written to.
     """
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with open(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise failure(path, error) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # gone by now, or never made
+            temporary.unlink()
+
+
+def read(path: Path) -> bytes:
+    """What is in a file that was found before. Raises AxfoldError if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AxfoldError(f"{path}: can't be read ({error.strerror}).") from error
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a whole file; errors as in `writing`."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with Unix line ends; errors as in `writing`."""
-    with writing(path) as file:
-        file.write(text.encode())
+    write(path, text.encode())
 
 
 def write_json(path: Path, content: object) -> None:
@@ -81,7 +92,8 @@ def make_folder(folder: Path) -> None:
 
 def failure(path: Path, error: OSError) -> AxfoldError:
     """What to tell the user when `path` could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # NumPy reports fewer bytes written than asked for, without a number
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, None):
         return AxfoldError(
             f"{path}: the disk is full. Free some space and run the same command again; it continues where it stopped."
         )
@@ -91,10 +103,3 @@ def failure(path: Path, error: OSError) -> AxfoldError:
     ):
         return InputError(f"{path}: can't be written ({reason}). Choose another folder with --out.")
     return AxfoldError(f"{path}: can't be written ({reason}).")
-
-
-def _umask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -93,7 +93,7 @@ def write(prediction: Prediction) -> str:
     is the residue's index.
     """
     system = modelcif.System(
-        title=f"{_ascii(prediction.name)}: prediction by {prediction.model}, seed {prediction.seed}",
+        title=f"{_plain(prediction.name)}: prediction by {prediction.model}, seed {prediction.seed}",
         id=re.sub(r"[^A-Za-z0-9_.-]", "_", prediction.name),
         model_details=WARNING if prediction.meaningless else None,
     )
@@ -111,9 +111,9 @@ def write(prediction: Prediction) -> str:
     return text.getvalue()
 
 
-def _ascii(text: str) -> str:
-    """`text` with "?" for what CIF's alphabet lacks."""
-    return text.encode("ascii", "replace").decode()
+def _plain(text: str) -> str:
+    """`text` on one line, with "?" for what CIF's alphabet lacks."""
+    return re.sub(r"[^ -~]", "?", " ".join(text.split()))
 
 
 def _chains(prediction: Prediction) -> list[np.ndarray]:
@@ -132,7 +132,7 @@ def _units(prediction: Prediction) -> tuple[list[modelcif.AsymUnit], list[modelc
         if sequence not in entities:
             entity = modelcif.Entity(
                 [_UNKNOWN if letter == "X" else letter for letter in sequence],
-                description=_ascii(prediction.name) + (f", {len(entities) + 1}" if entities else ""),
+                description=_plain(prediction.name) + (f", {len(entities) + 1}" if entities else ""),
             )
             entity._force_polymer = True  # of one residue, too
             entities[sequence] = entity
@@ -178,7 +178,7 @@ def _protocol(
             input_data=modelcif.data.DataGroup(entities),
             output_data=model,
             software=software,
-            details=_ascii(f"Network {prediction.model}, seed {prediction.seed}{recycles}{weights}.")
+            details=_plain(f"Network {prediction.model}, seed {prediction.seed}{recycles}{weights}.")
             + (f" {WARNING}" if prediction.meaningless else ""),
         )
     )

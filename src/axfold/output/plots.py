@@ -26,7 +26,8 @@ BANDS = (
 """The AlphaFold database's classes of pLDDT: name, bounds, colour."""
 
 _LINES = ("#000000", "#CC79A7", "#009E73", "#8C510A", "#5E3C99")  # after Okabe and Ito; dark on the bands
-_BEST = 5  # as many models are drawn
+BEST = 5
+"""As many predictions are drawn."""
 
 _DPI = 150
 _MEANINGLESS = "MEANINGLESS: synthetic parameters"
@@ -80,7 +81,7 @@ def pae(name: str, curves: Sequence[Curve], *, maximum: float = 30.0, meaningles
 
     maximum: Å at the end of the colour scale; ColabFold and the database's pages end it near 30.
     """
-    drawn = curves[:_BEST]
+    drawn = curves[:BEST]
     figure = _canvas(1.8 + 2.5 * len(drawn), 3.4, "compressed")
     axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
     n_res = len(drawn[0].plddt)
@@ -104,7 +105,7 @@ def pae(name: str, curves: Sequence[Curve], *, maximum: float = 30.0, meaningles
     return _png(figure)
 
 
-def coverage(name: str, rows: Sequence[str], *, meaningless: bool = False) -> bytes:
+def coverage(name: str, rows: Sequence[str]) -> bytes:
     """The alignment's rows, ordered and coloured by their identity with the query, and how many cover each residue.
 
     rows: aligned sequences of one length, the query first. Identity counts a row's residues, not its gaps.
@@ -130,9 +131,7 @@ def coverage(name: str, rows: Sequence[str], *, meaningless: bool = False) -> by
         depth, np.arange(n_res + 1) + 0.5, baseline=None, color="black", label="rows that cover the residue"
     )
     axes.set(xlabel="residue", ylabel="sequences", xlim=_limits(n_res), ylim=(0, n_seq * 1.03))
-    axes.set_title(
-        _title(f"{name}: coverage of the alignment ({n_seq:,} sequence{'s' * (n_seq > 1)})", meaningless)
-    )
+    axes.set_title(f"{name}: coverage of the alignment ({n_seq:,} sequence{'s' * (n_seq > 1)})")
     _whole_numbers(axes)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     figure.colorbar(image, ax=axes, label="identity with the query")

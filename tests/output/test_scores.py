@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+
+from axfold.output import scores
+from axfold.output.prediction import WARNING
+
+
+def test_colabfold_scores(predict):
+    prediction = predict(iptm=0.25)
+    content = json.loads(scores.colabfold_scores(prediction))
+    assert list(content) == ["plddt", "max_pae", "pae", "ptm", "iptm"]
+    assert content["plddt"] == np.round(prediction.plddt.astype(float), 2).tolist()
+    assert content["pae"] == np.round(prediction.predicted_aligned_error.astype(float), 2).tolist()
+    assert content["max_pae"] == float(prediction.predicted_aligned_error.max())
+    assert (content["ptm"], content["iptm"]) == (0.46, 0.25)
+
+
+def test_colabfold_scores_without_ptm(predict):
+    assert list(json.loads(scores.colabfold_scores(predict("model_1")))) == ["plddt"]
+
+
+def test_colabfold_pae():
+    text = scores.colabfold_pae(np.array([[0.256, 3.0], [12.0, 0.25]]), 12.0)
+    assert text == (
+        '{"predicted_aligned_error": [[0.26, 3.0], [12.0, 0.25]], "max_predicted_aligned_error": 12.0}'
+    )
+
+
+def test_alphafold_confidence_is_deepminds(predict, golden):
+    plddt = np.load(golden / "confidence.npz")["plddt"]
+    text = scores.alphafold_confidence(predict(sequence="A" * 40, plddt=plddt))
+    assert text == (golden / "confidence.json").read_text()
+
+
+def test_alphafold_pae_is_deepminds(predict, golden):
+    case = np.load(golden / "confidence.npz")
+    prediction = predict(
+        sequence="A" * 40,
+        predicted_aligned_error=case["predicted_aligned_error"],
+        max_predicted_aligned_error=float(case["max_predicted_aligned_error"]),
+    )
+    assert scores.alphafold_pae(prediction) == (golden / "pae.json").read_text()
+
+
+def test_alphafold_ranking():
+    content = json.loads(scores.alphafold_ranking({"b": 70.5, "a": 90.0, "c": 70.5}))
+    assert content == {"plddts": {"b": 70.5, "a": 90.0, "c": 70.5}, "order": ["a", "b", "c"]}
+    assert list(json.loads(scores.alphafold_ranking({"a": 0.8}, complexes=True))) == ["iptm+ptm", "order"]
+
+
+def test_meaningless_scores_say_so(predict):
+    prediction = predict(meaningless=True)
+    texts = [
+        scores.colabfold_scores(prediction),
+        scores.colabfold_pae(prediction.predicted_aligned_error, 31.0, meaningless=True),
+        scores.alphafold_confidence(prediction),
+        scores.alphafold_ranking({"a": 1.0}, meaningless=True),
+    ]
+    assert [json.loads(text)["warning"] for text in texts] == [WARNING] * 4
+    assert json.loads(scores.alphafold_pae(prediction))[0]["warning"] == WARNING
+
+
+@pytest.mark.parametrize(
+    "write", [scores.colabfold_scores, scores.alphafold_confidence, scores.alphafold_pae]
+)
+def test_one_residue(predict, write):
+    assert json.loads(write(predict(sequence="G")))
