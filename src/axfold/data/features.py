@@ -43,7 +43,9 @@ FEATURES: dict[str, Feature] = {
     "target_feat": Feature(("N", 22), np.float32, "chain break (always 0), then one-hot residue type (21)"),
     "atom14_atom_exists": Feature(("N", 14), np.float32, "1 where the residue type has the atom"),
     "atom37_atom_exists": Feature(("N", 37), np.float32, "1 where the residue type has the atom"),
-    "residx_atom14_to_atom37": Feature(("N", 14), np.int32, "atom37 column of each atom14 atom", 37),
+    "residx_atom14_to_atom37": Feature(
+        ("N", 14), np.int32, "atom37 column of each atom14 atom", 37, read=False
+    ),
     "residx_atom37_to_atom14": Feature(("N", 37), np.int32, "atom14 column of each atom37 atom", 14),
     "msa_feat": Feature(
         ("S", "N", 49),
@@ -86,7 +88,7 @@ def check(features: Features, *, templates: bool) -> None:
         if not feature.read or (name.startswith("template_") and not templates):
             continue
         if name not in features:
-            raise InputError(f"The features lack {name} ({_shape(feature)}: {feature.meaning}).")
+            raise InputError(f"The features lack {name}, of the shape {_shape(feature)}: {feature.meaning}.")
         _check_shape(name, feature, features[name], sizes)
         _check_values(name, feature, features[name])
 
@@ -117,8 +119,8 @@ def _check_values(name: str, feature: Feature, value: np.ndarray) -> None:
         if not np.isfinite(np.sum(value, dtype=np.float64)):
             raise InputError(f"{name} holds values that are not finite.")
     elif value.min() < 0 or (feature.classes and value.max() >= feature.classes):
-        limit = f" and {feature.classes - 1}" if feature.classes else " and up"
-        raise InputError(f"{name} goes from {value.min()} to {value.max()}, but lies between 0{limit}.")
+        limit = f"0 to {feature.classes - 1}" if feature.classes else "0 and up"
+        raise InputError(f"{name} has values from {value.min()} to {value.max()}, but {limit} are possible.")
 
 
 def _shape(feature: Feature) -> str:

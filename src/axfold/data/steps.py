@@ -5,7 +5,7 @@ of its own or an argument of the function that follows from it, so that the cons
 recorded choices. Until `finish` an MSA is uint8 and holds indices of `residues.MSA_INDEX`; 22 is a masked position.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import reduce
 
 import numpy as np
@@ -36,8 +36,7 @@ def query_features(query: Query) -> dict[str, np.ndarray]:
     Raises InputError about a row that does not fit the sequence.
     """
     n_res = len(query.sequence)
-    alone = Alignment((query.sequence,), np.zeros((1, n_res), np.int32), (query.name,))
-    msa, deletions = _stack(query, query.alignments or (alone,))
+    msa, deletions = _stack(query)
     return {
         "aatype": np.array([residues.RESTYPE_INDEX[letter] for letter in query.sequence], np.int32),
         "residue_index": np.arange(n_res, dtype=np.int32),
@@ -48,30 +47,33 @@ def query_features(query: Query) -> dict[str, np.ndarray]:
     }
 
 
-def _stack(query: Query, alignments: Sequence[Alignment]) -> tuple[np.ndarray, np.ndarray]:
+def _stack(query: Query) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows of all alignments in their order, and their deletions."""
     n_res = len(query.sequence)
+    alignments = query.alignments
+    if not any(alignment.sequences for alignment in alignments):
+        alignments = (Alignment((query.sequence,), np.zeros((1, n_res), np.int32), (query.name,)),)
     first: dict[str, tuple[int, int]] = {}  # sequence -> alignment and row where it occurs first
     for at, alignment in enumerate(alignments):
         for row, sequence in enumerate(alignment.sequences):
             first.setdefault(sequence, (at, row))
-            if len(sequence) != n_res:
-                raise InputError(
-                    f"{query.name}: row {row + 1} of alignment {at + 1} has {len(sequence)} columns, "
-                    f"but the sequence has {n_res} residues. Align to the whole sequence."
-                )
+    places = list(first.values())
+    for sequence, (at, row) in first.items():
+        if len(sequence) != n_res:
+            raise InputError(
+                f"{query.name}: row {row + 1} of alignment {at + 1} has {len(sequence)} columns, "
+                f"but the sequence has {n_res} residues. Align to the whole sequence."
+            )
     letters = np.frombuffer("".join(first).encode("ascii", "replace"), np.uint8)
     msa = _MSA_CODES[letters].reshape(len(first), n_res)
-    if (msa == _NO_LETTER).any():
-        row = int(np.argmax((msa == _NO_LETTER).any(axis=1)))
-        at, row = list(first.values())[row]
+    bad = (msa == _NO_LETTER).any(axis=1)
+    if bad.any():
+        at, row = places[int(bad.argmax())]
         raise InputError(
             f"{query.name}: row {row + 1} of alignment {at + 1} holds other characters than A to Z and '-'."
         )
-    kept = [[row for at, row in first.values() if at == index] for index in range(len(alignments))]
-    deletions = np.concatenate(
-        [alignment.deletions[rows] for alignment, rows in zip(alignments, kept, strict=True)]
-    )
-    return msa, deletions
+    deletions = np.stack([alignments[at].deletions[row] for at, row in places])
+    return msa, deletions.astype(np.int32, copy=False)
 
 
 def make_profile(features: Features, _rng: np.random.Generator) -> Features:
