@@ -11,6 +11,7 @@ from axfold.errors import InputError
 
 _LOWER = b"abcdefghijklmnopqrstuvwxyz"
 _ILLEGAL = re.compile(r"[^A-Za-z.-]")
+_NOT_QUERY = re.compile(r"[a-z-]")
 _ANNOTATIONS = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp")  # rows HH-suite adds: states, not residues
 
 
@@ -19,7 +20,8 @@ def parse(text: str, source: str) -> Alignment:
 
     Dots, which pad insertions in a2m, are dropped, and so are HH-suite's rows of secondary structure. Insertions
     behind the last column belong to no column. Raises InputError, naming `source`, line and row, for letters that
-    stand for no residue, rows of another length than the query, and alignments of several chains (ColabFold).
+    stand for no residue, gaps or lower case in the query, rows of another length than the query, and alignments of
+    several chains (ColabFold).
     """
     _refuse_complex(text, source)
     records = [record for record in fasta.parse(text, source) if not record.name.startswith(_ANNOTATIONS)]
@@ -34,6 +36,12 @@ def parse(text: str, source: str) -> Alignment:
             )
         letters = record.sequence.replace(".", "").encode()
         aligned = letters.translate(None, _LOWER)
+        if row == 0 and (bad := _NOT_QUERY.search(record.sequence)):
+            line, column = locate(text, record.line, bad.start())
+            raise InputError(
+                f"{source}, line {line}, column {column}: the first row, {record.name}, is the query, all of whose "
+                f"residues are columns in upper case, and this is {shown(bad[0])}. Put the whole query first."
+            )
         if row == 0:
             deletions = np.zeros((len(records), len(aligned)), np.int32)
         if len(aligned) != deletions.shape[1]:

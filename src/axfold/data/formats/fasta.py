@@ -25,8 +25,8 @@ def parse(text: str, source: str) -> tuple[Record, ...]:
     headers: list[tuple[str, int]] = []
     sequences: list[list[str]] = []
     for number, line in enumerate(lines(text), 1):
-        if line.startswith(">"):
-            headers.append((line[1:].rstrip(), number))
+        if line.lstrip().startswith(">"):
+            headers.append((line.strip()[1:], number))
             sequences.append([])
         elif sequences:
             sequences[-1].extend(line.split())

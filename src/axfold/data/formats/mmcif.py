@@ -3,6 +3,7 @@
 Chains go by the names that their authors gave, as in AlphaFold: PDB codes with a chain (2q2k_A) mean those.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -99,8 +100,9 @@ def parse(text: str, source: str) -> MmcifStructure:
         document = gemmi.cif.read_string(text)
         block = document[0]
     except (ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).removeprefix("string:")
-        raise InputError(f"{source}: this is no mmCIF file ({reason}).") from error
+        line, _, reason = re.sub(r"^string:(\d+):\S+", r"\1|", str(error)).rpartition("|")
+        where = f"{source}, line {line}" if line else source
+        raise InputError(f"{where}: this is no mmCIF file ({reason.strip()}).") from error
     sites = _sites(block, source)
     polymers = _polymers(block, source)
     chains = _chains(polymers, sites, source) if polymers else _observed_chains(sites, source)
@@ -188,7 +190,7 @@ def _polymers(block: gemmi.cif.Block, source: str) -> dict[str, dict[int, str]]:
 def _sites(block: gemmi.cif.Block, source: str) -> list[_Site]:
     """Atoms of the first model."""
     table = {item: _column(block, f"_atom_site.{item}") for item in (*_REQUIRED, *_OPTIONAL)}
-    rows = len(table["Cartn_x"])
+    rows = max(map(len, table.values()))
     for item in _REQUIRED:
         if not rows or len(table[item]) != rows:
             raise InputError(
