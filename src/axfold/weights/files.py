@@ -4,7 +4,6 @@ DeepMind's `.npz` (alone or in the released tar), OpenFold's `.pt`, and axfold's
 unpickled: NumPy files are read without objects, PyTorch's by its loader for tensors only.
 """
 
-import gzip
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from axfold.weights.tensors import Shapes, Tensors
 FORMAT, FORMAT_VERSION = "axfold", "1"
 """`format` and `format_version` in the metadata of axfold's own files."""
 
-Kind = Literal["npz", "torch", "tar", "safetensors"]
+Kind = Literal["npz", "torch", "tar", "tar.gz", "safetensors"]
 
 _AGAIN = "It is damaged or incomplete: download or copy it again."
 _DAMAGED = (
@@ -56,7 +55,9 @@ def opened(path: Path, config: Config) -> Iterator[Tensors]:
             case "npz":
                 yield _npz(stack, str(path), path, config)
             case "tar":
-                yield _tar_member(stack, path, config)
+                yield _tar_member(stack, path, config, compressed=False)
+            case "tar.gz":
+                yield _tar_member(stack, path, config, compressed=True)
             case "torch":
                 yield openfold.parameters(str(path), _torch_state(path), config.model)
             case "safetensors":
@@ -74,8 +75,10 @@ def kind(path: Path) -> Kind:
         raise WeightsError(f"{path}: can't be read ({error.strerror}).") from None
     if start.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
-    if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
+    if start[257:262] == b"ustar":
         return "tar"
+    if start.startswith(b"\x1f\x8b"):
+        return "tar.gz"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27:
         return "safetensors"
     if not start:
@@ -186,12 +189,12 @@ def _check_name(where: str, config: Config) -> None:
         )
 
 
-def _tar_member(stack: ExitStack, path: Path, config: Config) -> Tensors:
+def _tar_member(stack: ExitStack, path: Path, config: Config, *, compressed: bool) -> Tensors:
     """One model of the released archive, compressed or not, without unpacking the others."""
     wanted = f"params_{config.name}.npz"
     where = f"{path}:{wanted}"
     try:
-        archive = stack.enter_context(tarfile.open(path, "r:*"))  # noqa: SIM115 - the stack closes it
+        archive = stack.enter_context(tarfile.open(path, "r:gz" if compressed else "r:"))  # noqa: SIM115 - the stack closes it
         names: list[str] = []
         for member in archive:
             names.append(member.name)
@@ -202,7 +205,7 @@ def _tar_member(stack: ExitStack, path: Path, config: Config) -> Tensors:
             raise WeightsError(f"{path} has no {wanted}; it holds {holds}.")
         file = archive.extractfile(member)
         assert file is not None  # it is a regular file
-        if isinstance(archive.fileobj, gzip.GzipFile):
+        if compressed:
             # A zip is read from its end, and a compressed stream seeks by decompressing again: unpack this one.
             unpacked = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             shutil.copyfileobj(file, unpacked, 1 << 20)
