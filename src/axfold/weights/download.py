@@ -67,8 +67,8 @@ def download(
             part = folder / f"{release.archive}.part"
             _check_disk(folder, part, release)
             fetch(address, part, release.size, progress)
-            _check_sum(address, part, release, progress)
             part.replace(archive)
+        _check_sum(archive, release, progress)
         _unpack(archive, folder, release, progress)
         archive.unlink()
     except OSError as error:
@@ -119,9 +119,9 @@ def fetch(address: str, part: Path, size: int, progress: Progress) -> None:
 def checksums(folder: Path) -> dict[str, str]:
     """What was recorded when the files of `folder` were unpacked: name -> sha256."""
     try:
-        recorded = json.loads((folder / CHECKSUMS).read_text())
+        recorded = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         return {str(name): str(digest) for name, digest in recorded.items()}
-    except (FileNotFoundError, ValueError, AttributeError):  # none, or not ours: then nothing is recorded
+    except (OSError, ValueError, AttributeError):  # none, or not ours: then nothing is recorded
         return {}
 
 
@@ -186,13 +186,13 @@ def _fetch_rest(address: str, part: Path, done: int, size: int, progress: Progre
                     )
 
 
-def _check_sum(address: str, part: Path, release: Release, progress: Progress) -> None:
-    found = sha256(part, lambda done: progress("check", done, release.size))
+def _check_sum(archive: Path, release: Release, progress: Progress) -> None:
+    found = sha256(archive, lambda done: progress("check", done, release.size))
     if found != release.sha256:
-        part.unlink()
+        archive.unlink()
         raise WeightsError(
-            f"{address}: the file's sha256 is {found}, and that of {release.archive} is {release.sha256}. "
-            "It was removed; download it again, or from another mirror."
+            f"{archive} was not as released and has been removed: its sha256 was {found}, and {release.sha256} is "
+            "wanted. Download again, or from another mirror."
         )
 
 
@@ -224,7 +224,7 @@ def _checked_members(tar: tarfile.TarFile, archive: Path, release: Release) -> d
         name = member.name.removeprefix("./")
         if name not in release.members or not member.isreg() or member.issparse():
             raise WeightsError(
-                f"{archive}: member {member.name!r} is not of the release; nothing was unpacked."
+                f"{archive}: member {member.name!r} is not of the release; nothing was unpacked; remove it."
             )
         members[name] = member
     if missing := [name for name in release.members if name not in members]:
