@@ -113,6 +113,9 @@ def _of_alignments(name: str, path: Path, found: Sequence[tuple[Path, Alignment]
 
 def _in_folder(folder: Path) -> list[_Protein]:
     """Proteins of a folder: one if it is that of a search, else those of its files and folders."""
+    for chains in (folder / "chain_id_map.json", folder / "msas" / "chain_id_map.json"):
+        if chains.exists():
+            raise InputError(f"{chains}: the alignments are of a complex; complexes need a multimer model.")
     proteins = [
         protein
         for path in files.visible(folder)
@@ -142,10 +145,11 @@ def _in_folder(folder: Path) -> list[_Protein]:
         _of_alignments(name, path, alignments.read(path)) for name, path in named.items() if path not in taken
     ]
     if not proteins:
-        hint = f"it would be files that end in {', '.join(files.SUFFIXES)}, or a search's such as uniref90_hits.sto"
-        if (folder / "msas" / "chain_id_map.json").exists() or (folder / "chain_id_map.json").exists():
-            hint = "the alignments are a complex's, and complexes need a multimer model"
-        raise InputError(f"{folder}: the folder holds nothing to fold; {hint}.")
+        suffixes = ", ".join(suffix for suffix in files.SUFFIXES if suffix != ".csv")
+        raise InputError(
+            f"{folder}: the folder holds nothing to fold; it would be files that end in {suffixes}, or those of a "
+            "search, such as uniref90_hits.sto."
+        )
     return proteins
 
 
@@ -195,7 +199,9 @@ def _query(protein: _Protein, templates: tuple[Path, ...]) -> Query:
             "network does not know: folded as X, an unknown residue.",
             stacklevel=3,
         )
-    if any(files.is_folder(path) for path in templates) and not any(path.suffix == ".hhr" for path in templates):
+    if any(files.is_folder(path) for path in templates) and not any(
+        path.suffix == ".hhr" for path in templates
+    ):
         templates = (*protein.hits, *templates)
     return Query(
         name=protein.name,

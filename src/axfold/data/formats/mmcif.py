@@ -98,11 +98,14 @@ def parse(text: str, source: str) -> MmcifStructure:
     """
     try:
         document = gemmi.cif.read_string(text)
-        block = document[0]
-    except (ValueError, RuntimeError, IndexError) as error:
-        line, _, reason = re.sub(r"^string:(\d+):\S+", r"\1|", str(error)).rpartition("|")
-        where = f"{source}, line {line}" if line else source
-        raise InputError(f"{where}: this is no mmCIF file ({reason.strip()}).") from error
+    except (ValueError, RuntimeError) as error:  # 'string:<line>:<column> <reason>'
+        line = re.match(r"string:(\d+)", str(error))
+        where = f"{source}, line {line[1]}" if line else source
+        reason = re.sub(r"^string:\S*\s*", "", str(error))
+        raise InputError(f"{where}: this is no mmCIF file ({reason}).") from error
+    if len(document) == 0:
+        raise InputError(f"{source}: this is no mmCIF file (it holds no data).")
+    block = document[0]
     sites = _sites(block, source)
     polymers = _polymers(block, source)
     chains = _chains(polymers, sites, source) if polymers else _observed_chains(sites, source)
