@@ -1,0 +1,253 @@
+"""Times one pass of the network (Algorithm 2, all heads) and the share of each of its parts.
+
+    python benchmarks/model.py                      # on the CPU; writes benchmarks/results/DATE-DEVICE.json
+    python benchmarks/model.py --peers              # OpenFold beside it, on the same inputs, where it is installed
+    python benchmarks/model.py --device cuda --precision bf16 --lengths 256 512 1024
+    python benchmarks/model.py --blocks 4 --lengths 256 --dry-run    # a quick look: 4 Evoformer blocks for 48
+
+`benchmarks/report.py` makes docs/benchmarks.md of the results.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import axfold
+from axfold.config import PRESETS, Config
+from axfold.data import pipelines
+from axfold.data.query import Alignment, Query
+from axfold.model.alphafold import AlphaFold
+from axfold.residues import RESTYPES
+from peers import openfold
+
+RESULTS = Path(__file__).parent / "results"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PEERS = (openfold,)
+
+PARTS = (
+    (r"trunk\.embed_\w+", "embedding"),
+    (r"trunk\.extra_stack", "extra MSA stack"),
+    (r"trunk\.evoformer\.blocks\.\d+\.pair\.transition", "Evoformer pair transition"),
+    (r"trunk\.evoformer\.blocks\.\d+\.(?:pair\.)?(?!pair$)(\w+)", r"Evoformer \1"),
+    (r"structure", "structure module"),
+    (r"heads\.\w+", "heads"),
+)
+"""Modules that are timed, and the part of the report that each belongs to; the rest of a pass is "other"."""
+
+
+def random_query(residues: int, rows: int) -> Query:
+    """A random sequence with an alignment of `rows` random ones; what they say changes no timing."""
+    letters = np.random.default_rng(residues).choice(list(RESTYPES), (rows, residues))
+    sequences = tuple("".join(row) for row in letters)
+    alignment = Alignment(sequences, np.zeros((rows, residues), np.int32), ("",) * rows)
+    return Query(name=f"random-{residues}", sequence=sequences[0], alignments=(alignment,))
+
+
+class Clock:
+    """Measures stretches of work on a device without making it wait."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stretches: list[tuple[str, Any, Any]] = []
+
+    def now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        return end - start if self.device.type != "cuda" else start.elapsed_time(end) / 1000
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def watch(self, model: nn.Module) -> None:
+        """Measure every module that PARTS names, in each call."""
+        for path, module in model.named_modules():
+            for pattern, name in PARTS:
+                if match := re.fullmatch(pattern, path):
+                    self._watch(module, match.expand(name).replace("_", " "))
+                    break
+
+    def _watch(self, module: nn.Module, part: str) -> None:
+        starts: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: starts.append(self.now()))
+        module.register_forward_hook(lambda *_: self.stretches.append((part, starts.pop(), self.now())))
+
+    def take_parts(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        self.wait()
+        parts: dict[str, float] = {}
+        for part, start, end in self.stretches:
+            parts[part] = parts.get(part, 0.0) + self.seconds(start, end)
+        self.stretches.clear()
+        return parts
+
+
+def build(config: Config, device: torch.device, dtype: torch.dtype, clock: Clock) -> Callable[[Any], Any]:
+    """A function that runs one pass of axfold with all heads, on features of `pipelines.monomer`."""
+    torch.manual_seed(0)
+    model = AlphaFold(config.model).to_precision(dtype).to(device).eval()
+    clock.watch(model)
+
+    def one_pass(features: Mapping[str, np.ndarray]) -> Any:
+        sample = {name: torch.from_numpy(value).to(device) for name, value in features.items()}
+        with torch.inference_mode():
+            result = model([sample])
+            heads = model.heads
+            logits = [
+                heads.confidence(result.structure.single),
+                heads.distogram(result.pair),
+                heads.masked_msa(result.msa),
+                heads.resolved(result.single),
+            ]
+            if heads.aligned_error is not None:
+                logits.append(heads.aligned_error(result.pair))
+            return result, logits
+
+    return one_pass
+
+
+def measure(run: Callable[[Any], Any], features: Any, repeats: int, clock: Clock) -> dict[str, Any]:
+    """The fastest of `repeats` passes; on a GPU after one that is not counted."""
+    on_gpu = clock.device.type == "cuda"
+    best: dict[str, Any] = {}
+    everything = []
+    for i in range(repeats + on_gpu):
+        gc.collect()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        clock.take_parts()
+        start = time.perf_counter()
+        run(features)
+        clock.wait()
+        seconds = time.perf_counter() - start
+        if i < on_gpu:
+            continue
+        everything.append(round(seconds, 4))
+        if not best or seconds < best["seconds"]:
+            best = {"seconds": round(seconds, 4), "parts": clock.take_parts()}
+            if on_gpu:
+                best["peak_bytes"] = torch.cuda.max_memory_allocated()
+    if best["parts"]:
+        best["parts"]["other"] = best["seconds"] - sum(best["parts"].values())
+        best["parts"] = {part: round(seconds, 4) for part, seconds in best["parts"].items()}
+    return {**best, "all_seconds": everything}
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's name, and for a CPU how many threads are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
+        name = re.search(r"model name\s*: (.+)", cpuinfo)
+    except OSError:
+        name = None
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """The commit that is measured; "unknown" outside a checkout, with "+" where files have changed."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=list(PRESETS), default="model_5", help="one without templates")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256], help="numbers of residues")
+    parser.add_argument("--clusters", type=int, default=512)
+    parser.add_argument("--extra", type=int, default=1024, help="extra sequences")
+    parser.add_argument("--blocks", type=int, help="Evoformer blocks (default: the model's)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
+    parser.add_argument("--repeats", type=int, default=2, help="passes of which the fastest counts")
+    parser.add_argument("--peers", action="store_true", help="time other packages too, where installed")
+    parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    device, dtype = torch.device(args.device), PRECISIONS[args.precision]
+    config = PRESETS[args.model]
+    config = replace(config, data=replace(config.data, msa_clusters=args.clusters, extra_msa=args.extra))
+    if args.blocks is not None:
+        stack = replace(config.model.evoformer, blocks=args.blocks)
+        config = replace(config, model=replace(config.model, evoformer=stack))
+    print(f"{device_name(device)}; torch {torch.__version__}, axfold {axfold.__version__} ({commit()})")
+
+    clock = Clock(device)
+    engines: list[tuple[str, str, Callable[[Any], Any]]] = [
+        ("axfold", "", build(config, device, dtype, clock))
+    ]
+    for peer in PEERS if args.peers else ():
+        if reason := peer.why_not(dtype):
+            print(f"{peer.NAME} is left out: {reason}")
+            continue
+        engines += [(peer.NAME, setting, peer.build(setting, config, device)) for setting in peer.SETTINGS]
+
+    measured = []
+    for residues in args.lengths:
+        query = random_query(residues, 2 * (args.clusters + args.extra))
+        samples = pipelines.monomer(query, config, seed=0, passes=1)
+        features = {name: np.array(value[0]) for name, value in samples.items()}
+        for engine, setting, run in engines:
+            row = measure(run, features, args.repeats, clock)
+            measured.append({"engine": engine, "setting": setting, "residues": residues, **row})
+            print(f"{residues:5} residues  {engine} {setting:28} {row['seconds']:9.3f} s", flush=True)
+            for part, seconds in sorted(row["parts"].items(), key=lambda item: -item[1]):
+                print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
+    if args.dry_run:
+        return
+    result = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "device": device_name(device),
+        "versions": {
+            "axfold": f"{axfold.__version__} ({commit()})",
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "settings": {
+            "model": args.model,
+            "precision": args.precision,
+            "clusters": args.clusters,
+            "extra": args.extra,
+            "blocks": config.model.evoformer.blocks,
+            "repeats": args.repeats,
+        },
+        "measured": measured,
+    }
+    kind = re.sub(r"\W+", "-", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu").lower()
+    path = RESULTS / f"{result['date']}-{kind}-{args.precision}.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
