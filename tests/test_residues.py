@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,8 +18,9 @@ RECORDED = {
 
 
 @pytest.fixture(scope="module")
-def recorded(parity):
-    return np.load(parity / "cases/data_constants/residue_constants.npz", allow_pickle=False)
+def recorded():
+    path = Path(__file__).parent / "data/cases/data_constants/residue_constants.npz"
+    return np.load(path, allow_pickle=False)
 
 
 @pytest.mark.parametrize(("table", "key"), RECORDED.items(), ids=str)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,37 +14,56 @@ from axfold.residues import MSA_INDEX, RESTYPES_WITH_X
 RNG = np.random.default_rng(0)  # for steps that draw nothing
 GROUPS = ("2q2k_A", "2q2k_A_uniprot", "6A5J", "6KWC_1", "query73")
 TRANSFORMED = ("2q2k_A", "query73")
+HERE = Path(__file__).parent
 
 
-def query_of_group(parity, group):
-    recorded = np.load(parity / f"cases/data_msa_features/{group}.npz", allow_pickle=False)
-    files = json.loads((parity / "cases/data_msa_features/groups.json").read_text())["groups"][group]
+def cases(names):
+    """A fixture's parameters: the case that is copied here, and those beside the checkout."""
+    return [("copied", "2q2k_A"), *(("parity", name) for name in names)]
+
+
+def load(request, kind):
+    """The query of a case, and DeepMind's `kind` of its features."""
+    where, name = request.param
+    if where == "copied":
+        folder, inputs = HERE / "cases", HERE / "formats/cases/data_parsers/input"
+    else:
+        folder = request.getfixturevalue("parity") / "cases"
+        inputs = folder / "data_parsers/input"
+    files = json.loads((folder / "data_msa_features/groups.json").read_text())["groups"][name]
     parsers = {".a3m": a3m.parse, ".sto": stockholm.parse}
-    paths = [parity / "cases/data_parsers/input" / name for name in files]
+    paths = [inputs / file for file in files]
+    raw = np.load(folder / f"data_msa_features/{name}.npz", allow_pickle=False)
     alignments = tuple(parsers[path.suffix](path.read_text(), path.name) for path in paths)
-    return Query(group, str(recorded["sequence"][0]), alignments), recorded
+    query = Query(name, str(raw["sequence"][0]), alignments)
+    return query, np.load(folder / f"{kind}/{name}.npz", allow_pickle=False)
 
 
-@pytest.fixture(scope="module")
-def hhblits_order(parity):
-    return np.load(parity / "cases/data_constants/residue_constants.npz")["MAP_HHBLITS_AATYPE_TO_OUR_AATYPE"]
+@pytest.fixture(params=cases(GROUPS), ids="-".join)
+def raw(request):
+    return load(request, "data_msa_features")
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_raw_features_are_deepminds(parity, hhblits_order, group):
-    query, recorded = query_of_group(parity, group)
+@pytest.fixture(params=cases(TRANSFORMED), ids="-".join)
+def transformed(request):
+    return load(request, "data_transforms")
+
+
+def test_raw_features_are_deepminds(raw):
+    query, recorded = raw
+    constants = np.load(HERE / "cases/data_constants/residue_constants.npz", allow_pickle=False)
     features = steps.query_features(query)
-    np.testing.assert_array_equal(features["msa"], hhblits_order[recorded["msa"]])
+    own_order = constants["MAP_HHBLITS_AATYPE_TO_OUR_AATYPE"]
+    np.testing.assert_array_equal(features["msa"], own_order[recorded["msa"]])
     np.testing.assert_array_equal(features["deletion_matrix"], recorded["deletion_matrix_int"])
     np.testing.assert_array_equal(features["aatype"], recorded["aatype"].argmax(-1))
     np.testing.assert_array_equal(features["residue_index"], recorded["residue_index"])
     assert features["seq_length"] == recorded["seq_length"][0]
 
 
-@pytest.mark.parametrize("name", TRANSFORMED)
-def test_features_of_the_whole_msa_are_deepminds(parity, name):
-    recorded = np.load(parity / f"cases/data_transforms/{name}.npz", allow_pickle=False)
-    features = steps.query_features(query_of_group(parity, name)[0])
+def test_features_of_the_whole_msa_are_deepminds(transformed):
+    query, recorded = transformed
+    features = steps.query_features(query)
     np.testing.assert_array_equal(features["msa"], recorded["correct_msa_restypes/msa"])
     features = steps.run((steps.make_profile, steps.make_atom_maps, steps.make_target_feat), features, RNG)
     np.testing.assert_allclose(features["hhblits_profile"], recorded["hhblits_profile"], atol=1e-6)
@@ -58,18 +78,16 @@ def test_features_of_the_whole_msa_are_deepminds(parity, name):
         np.testing.assert_array_equal(features[key], recorded[key], err_msg=key)
 
 
-@pytest.mark.parametrize("name", TRANSFORMED)
-def test_consequences_of_recorded_choices_are_deepminds(parity, name):
-    recorded = np.load(parity / f"cases/data_transforms/{name}.npz", allow_pickle=False)
-    features = steps.query_features(query_of_group(parity, name)[0])
+def test_consequences_of_recorded_choices_are_deepminds(transformed):
+    query, recorded = transformed
+    features = steps.query_features(query)
     features = steps.split_rows(features, recorded["in/selected_rows"], recorded["in/extra_rows"])
     features = {**features, "msa": recorded["in/msa"].astype(np.uint8)}
     features = steps.run(
         (steps.assign_clusters, steps.summarize_clusters, steps.make_msa_feat), features, RNG
     )
-    np.testing.assert_array_equal(
-        features["extra_cluster_assignment"], recorded["extra_cluster_assignment_gap0"]
-    )
+    assignment = recorded["extra_cluster_assignment_gap0"]
+    np.testing.assert_array_equal(features["extra_cluster_assignment"], assignment)
     for key in (
         "cluster_profile",
         "cluster_deletion_mean",

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from axfold.data import templates
 from axfold.data.formats import hhr
 from axfold.residues import ATOM_INDEX, MSA_INDEX
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -20,26 +23,39 @@ def case(parity):
     return result, result["query"], hits, folder / result["mmcif_dir"], recorded
 
 
-@pytest.fixture(scope="module")
-def hhblits_order(parity):
-    return np.load(parity / "cases/data_constants/residue_constants.npz")["MAP_HHBLITS_AATYPE_TO_OUR_AATYPE"]
+def assert_deepminds(found, recorded, rows):
+    """`found` are the given rows of the recorded templates."""
+    constants = np.load(HERE / "cases/data_constants/residue_constants.npz", allow_pickle=False)
+    own_order = constants["MAP_HHBLITS_AATYPE_TO_OUR_AATYPE"]
+    assert found.names == tuple(recorded["template_domain_names"][rows])
+    np.testing.assert_array_equal(found.aatype, own_order[recorded["template_aatype"][rows].argmax(-1)])
+    np.testing.assert_array_equal(found.masks, recorded["template_all_atom_masks"][rows])
+    np.testing.assert_allclose(found.positions, recorded["template_all_atom_positions"][rows], rtol=1e-6)
+    np.testing.assert_array_equal(found.sum_probs[:, None], recorded["template_sum_probs"][rows])
+    letters = {index: letter for letter, index in MSA_INDEX.items() if letter not in "BJOUZ"}
+    sequences = ["".join(letters[i] for i in row) for row in found.aatype]
+    assert sequences == list(recorded["template_sequence"][rows])
 
 
-def test_hits_are_deepminds(case, hhblits_order):
+def test_hits_are_deepminds(case):
     result, query, hits, structures, recorded = case
     found, reports = templates.from_hits(query, hits, structures, limit=20, max_date=date(2021, 1, 1))
-    assert found.names == tuple(recorded["template_domain_names"])
-    np.testing.assert_array_equal(found.aatype, hhblits_order[recorded["template_aatype"].argmax(-1)])
-    np.testing.assert_array_equal(found.masks, recorded["template_all_atom_masks"])
-    np.testing.assert_allclose(found.positions, recorded["template_all_atom_positions"], rtol=1e-6)
-    np.testing.assert_array_equal(found.sum_probs[:, None], recorded["template_sum_probs"])
-    letters = {index: letter for letter, index in MSA_INDEX.items() if letter not in "BJOUZ"}
-    assert ["".join(letters[i] for i in row) for row in found.aatype] == list(recorded["template_sequence"])
+    assert_deepminds(found, recorded, slice(None))
 
     refused = {report.name: report.reason for report in reports if not report.used}
     assert "There is no 1hf9.cif" in refused.pop("1hf9_B")
     assert set(refused) == {warning.split()[0] for warning in result["warnings"]} == {"5kc1_F", "5kc1_J"}
     assert set(refused.values()) == {"None of its residues that are aligned to the query was seen."}
+
+
+def test_the_hit_whose_structure_is_copied_here_is_deepminds():
+    query = json.loads((HERE / "cases/data_templates/result.json").read_text())["query"]
+    recorded = np.load(HERE / "cases/data_templates/template_features.npz", allow_pickle=False)
+    inputs = HERE / "formats/cases"
+    paths = [inputs / "data_parsers/input/pdb70_hits.hhr", inputs / "data_mmcif/input"]
+    found, reports = templates.read(query, paths, max_date=date(2021, 1, 1))
+    assert_deepminds(found, recorded, recorded["template_domain_names"] == "3zee_A")
+    assert [report.name for report in reports if report.used] == ["3zee_A"]
 
 
 def test_reports_say_what_was_used(case):
@@ -295,6 +311,20 @@ def test_junk_is_reported(tmp_path, name):
     (report,) = reports
     assert not report.used
     assert report.reason
+
+
+def test_a_folder_without_structures_is_reported(tmp_path):
+    _, (report,) = templates.read(SEQUENCE, [tmp_path])
+    assert report.reason == "There is no structure in it."
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    _, (report,) = templates.read(SEQUENCE, [tmp_path])
+    assert report.reason == "It can't be read: Permission denied."
 
 
 def test_a_folder_named_as_a_file(tmp_path):

@@ -128,9 +128,14 @@ def read(
     searches = [path for path in paths if path.suffix.lower() == ".hhr"]
     folders = [path for path in paths if path.is_dir()]
     files = [path for path in paths if path not in searches and path not in folders]
-    if not searches:
-        files += [path for folder in folders for path in _structures_in(folder)]
-    templates, reports = _from_files(sequence, files, limit, max_date)
+    reports = []
+    for folder in folders if not searches else ():
+        try:
+            files += _structures_in(folder)
+        except _Unusable as error:
+            reports.append(TemplateReport(str(folder), None, False, str(error)))
+    templates, told = _from_files(sequence, files, limit, max_date)
+    reports += told
     for path in searches:
         try:
             hits = hhr.parse(_text(path), str(path))
@@ -371,7 +376,13 @@ def _check_date(structure: _Structure, max_date: date | None, *, needed: bool) -
 
 
 def _structures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _STRUCTURES)
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _STRUCTURES)
+    except OSError as error:
+        raise _Unusable(f"It can't be read: {error.strerror}.") from error
+    if not found:
+        raise _Unusable("There is no structure in it.")
+    return found
 
 
 def _text(path: Path) -> str:
