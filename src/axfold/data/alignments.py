@@ -78,7 +78,9 @@ def named(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in files.visible(folder):
-        is_alignment = searched(path) if files.is_folder(path) else files.SUFFIXES.get(files.suffix(path)) in FORMATS
+        is_alignment = (
+            searched(path) if files.is_folder(path) else files.SUFFIXES.get(files.suffix(path)) in FORMATS
+        )
         if not is_alignment:
             continue
         name = path.name if files.is_folder(path) else files.stem(path)

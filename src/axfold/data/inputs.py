@@ -12,9 +12,9 @@ from pathlib import Path
 
 from axfold.data import alignments, files
 from axfold.data.formats import fasta, table
-from axfold.data.formats.lines import locate
+from axfold.data.formats.lines import locate, short
 from axfold.data.query import Alignment, Query
-from axfold.data.sequence import file_name, residues, short
+from axfold.data.sequence import file_name, residues
 from axfold.errors import InputError
 from axfold.residues import RESTYPES, RESTYPES_WITH_X
 

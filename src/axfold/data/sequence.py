@@ -46,8 +46,3 @@ def residues(sequence: str, where: str, place: Callable[[int], str]) -> str:
     if _NUCLEOTIDES.fullmatch(sequence) and {"A", "C", "G"} < set(sequence.upper()) & set("ACGTU"):
         raise InputError(f"{where} is DNA or RNA by its letters; translate it: only proteins can be folded.")
     return sequence.upper()
-
-
-def short(name: str) -> str:
-    """A name for a message."""
-    return repr(name if len(name) <= 60 else f"{name[:57]}...")

@@ -95,10 +95,13 @@ def test_remove_empty_columns_cuts_annotation_too():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# STOCKHOLM 1.0\nq MKT\na MK\n", r"x\.sto, line 3: row a has 2 columns in all and the first row 3"),
+        (
+            "# STOCKHOLM 1.0\nq MKT\na MK\n",
+            r"x\.sto, line 3: row 'a' has 2 columns in all and the first row 3",
+        ),
         ("q MKT\na\n", r"line 2: .* 1 word\."),
         ("q MKT\na MK T\n", r"line 2: .* 3 words\."),
-        ("q MKT\na M1T\n", r"line 2: '1' at column 2 of row a"),
+        ("q MKT\na M1T\n", r"line 2: '1' at column 2 of row 'a'"),
         ("q MKT\n//\n# STOCKHOLM 1.0\nq MKT\n//\n", r"line 3: .*one alignment a file"),
     ],
 )

@@ -5,14 +5,14 @@ import re
 import numpy as np
 
 from axfold.data.formats import fasta
-from axfold.data.formats.lines import locate, shown
+from axfold.data.formats.lines import locate, short, shown
 from axfold.data.query import Alignment
 from axfold.errors import InputError
 
 _LOWER = b"abcdefghijklmnopqrstuvwxyz"
 _ILLEGAL = re.compile(r"[^A-Za-z.-]")
 _NOT_QUERY = re.compile(r"[a-z-]")
-_ANNOTATIONS = ("ss_pred", "ss_conf", "ss_dssp", "sa_dssp")  # rows HH-suite adds: states, not residues
+_ANNOTATIONS = {"ss_pred", "ss_conf", "ss_dssp", "sa_dssp"}  # rows HH-suite adds: states, not residues
 
 
 def parse(text: str, source: str) -> Alignment:
@@ -24,30 +24,30 @@ def parse(text: str, source: str) -> Alignment:
     several chains (ColabFold).
     """
     _refuse_complex(text, source)
-    records = [record for record in fasta.parse(text, source) if not record.name.startswith(_ANNOTATIONS)]
+    records = [record for record in fasta.parse(text, source) if record.name not in _ANNOTATIONS]
     sequences = []
     deletions = np.zeros((0, 0), np.int32)
     for row, record in enumerate(records):
         if bad := _ILLEGAL.search(record.sequence):
             line, column = locate(text, record.line, bad.start())
             raise InputError(
-                f"{source}, line {line}, column {column}: {shown(bad[0])} in row {row + 1} ({record.name}) stands "
-                "for no residue; an a3m holds letters and '-'."
+                f"{source}, line {line}, column {column}: {shown(bad[0])} in row {row + 1} ({short(record.name)}) "
+                "stands for no residue; an a3m holds letters and '-'."
             )
         letters = record.sequence.replace(".", "").encode()
         aligned = letters.translate(None, _LOWER)
         if row == 0 and (bad := _NOT_QUERY.search(record.sequence)):
             line, column = locate(text, record.line, bad.start())
             raise InputError(
-                f"{source}, line {line}, column {column}: the first row, {record.name}, is the query, all of whose "
-                f"residues are columns in upper case, and this is {shown(bad[0])}. Put the whole query first."
+                f"{source}, line {line}, column {column}: the first row, {short(record.name)}, is the query, all "
+                f"of whose residues are columns in upper case, and this is {shown(bad[0])}. Put the whole query first."
             )
         if row == 0:
             deletions = np.zeros((len(records), len(aligned)), np.int32)
         if len(aligned) != deletions.shape[1]:
             raise InputError(
-                f"{source}, line {record.line}: row {row + 1} ({record.name}) has {len(aligned)} columns and the "
-                f"query {deletions.shape[1]}; count upper-case letters and '-'. The row may be cut or wrong."
+                f"{source}, line {record.line}: row {row + 1} ({short(record.name)}) has {len(aligned)} columns and "
+                f"the query {deletions.shape[1]}; count upper-case letters and '-'. The row may be cut or wrong."
             )
         if len(aligned) < len(letters):
             columns = np.flatnonzero(np.frombuffer(letters, np.uint8) < ord("a"))

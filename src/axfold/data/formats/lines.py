@@ -1,4 +1,4 @@
-"""Lines of a text, and where in it something stands."""
+"""Lines of a text, and what messages say of it."""
 
 import math
 
@@ -18,12 +18,12 @@ def locate(text: str, line: int, position: int) -> tuple[int, int]:
     """(line, column) of residue `position` (from 0) of the sequence that follows header `line`; all from 1."""
     seen = 0
     for number, content in enumerate(lines(text)[line:], line + 1):
-        for column, letter in enumerate(content, 1):
-            if letter.isspace():
-                continue
-            if seen == position:
-                return number, column
-            seen += 1
+        letters = len("".join(content.split()))
+        if position < seen + letters:
+            columns = (column for column, letter in enumerate(content, 1) if not letter.isspace())
+            # most lines hold no white space, and some are long
+            return number, position - seen + 1 if letters == len(content) else [*columns][position - seen]
+        seen += letters
     return line, 1
 
 
@@ -32,12 +32,17 @@ def shown(letter: str) -> str:
     return repr(letter) if letter.isprintable() else f"the character U+{ord(letter):04X}"
 
 
+def short(name: str) -> str:
+    """A name for a message: quoted, and cut if it is long."""
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
+
+
 def integer(text: str, where: str, what: str) -> int:
     """`text` as a whole number. Raises InputError, naming `where` it stands and `what` it is."""
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"{where}: {what} is {text.strip()!r} in place of a whole number.") from None
+        raise InputError(f"{where}: {what} is {short(text.strip())} in place of a whole number.") from None
 
 
 def number(text: str, where: str, what: str) -> float:
@@ -47,5 +52,5 @@ def number(text: str, where: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {what} is {text.strip()!r} in place of a number.")
+        raise InputError(f"{where}: {what} is {short(text.strip())} in place of a number.")
     return value

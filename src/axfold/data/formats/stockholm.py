@@ -9,7 +9,7 @@ from itertools import compress, groupby
 
 import numpy as np
 
-from axfold.data.formats.lines import lines, shown
+from axfold.data.formats.lines import lines, short, shown
 from axfold.data.query import Alignment
 from axfold.errors import InputError
 
@@ -29,8 +29,8 @@ def parse(text: str, source: str) -> Alignment:
     for number, (name, (row, line)) in enumerate(rows.items()):
         if bad := _ILLEGAL.search(row):
             raise InputError(
-                f"{source}, line {line}: {shown(bad[0])} at column {bad.start() + 1} of row {name} stands for no "
-                "residue; a Stockholm alignment holds letters, '-' and '.'."
+                f"{source}, line {line}: {shown(bad[0])} at column {bad.start() + 1} of row {short(name)} stands for "
+                "no residue; a Stockholm alignment holds letters, '-' and '.'."
             )
         letters = np.frombuffer(row.translate(_TO_ALIGNED).encode(), np.uint8)
         residues = letters != ord("-")
@@ -39,8 +39,8 @@ def parse(text: str, source: str) -> Alignment:
             deletions = np.zeros((len(rows), len(kept)), np.int32)
         if len(letters) != width:
             raise InputError(
-                f"{source}, line {line}: row {name} has {len(letters)} columns in all and the first row {width}. "
-                "The file may be cut."
+                f"{source}, line {line}: row {short(name)} has {len(letters)} columns in all and the first row "
+                f"{width}. The file may be cut."
             )
         residues[kept] = False
         deletions[number] = np.diff(np.cumsum(residues)[kept], prepend=0)
