@@ -27,7 +27,7 @@ PARSERS: dict[str, tuple[Callable[[str, str], object], str]] = {
     "hhr": (hhr.parse, "data_parsers/input/pdb70_hits.hhr"),
     "mmcif": (mmcif.parse, "data_mmcif/input/3zee.cif"),
     "pdb": (pdb.parse, "data_pdb/glucagon.pdb"),
-    "table": (table.parse, "data_parsers/input/P54025.fasta"),
+    "table": (table.parse, "proteins.csv"),
 }
 
 
