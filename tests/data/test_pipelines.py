@@ -106,7 +106,9 @@ def test_a_single_sequence(sequence):
     table.check(features, templates=True)
     n = len(sequence)
     assert features["msa_feat"].shape == (4, 1, n, 49)
-    assert features["extra_msa"].shape == (4, 0, n)
+    assert features["extra_msa"].shape == (4, 1, n)
+    assert not features["extra_msa_mask"].any()
+    assert not features["extra_msa_row_mask"].any()
     assert features["template_aatype"].shape == (4, 0, n)
     np.testing.assert_allclose(features["msa_feat"][..., 25:48].sum(axis=-1), 1, atol=1e-5)
 
@@ -116,6 +118,10 @@ def test_depth_can_be_lowered():
     features = pipelines.monomer(query(), config, 0)
     assert features["msa_feat"].shape[1] == 1  # the query stays, whatever templates may take
     assert features["extra_msa"].shape[1] == 5
+    assert features["extra_msa_mask"].all()
+    features = pipelines.monomer(query(), replace(config, data=replace(config.data, extra_msa=0)), 0)
+    table.check(features, templates=True)
+    assert not features["extra_msa_mask"].any()
 
 
 def test_templates_beyond_the_limit_are_left_out():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from axfold.data import templates
-from axfold.data.formats import hhr
+from axfold.data.formats import hhr, mmcif
 from axfold.residues import ATOM_INDEX, MSA_INDEX
 
 HERE = Path(__file__).parent
@@ -200,6 +200,16 @@ def test_the_second_of_two_repeats_is_found(one_structure):
     assert found.masks[0, 44:74].any(axis=-1).all()
 
 
+def test_parts_of_an_alignment_that_do_not_follow_each_other_are_left_out(one_structure):
+    hit = hit_of(SEQUENCE, 0, SEQUENCE[:40], 0)
+    folder = one_structure(structure(SEQUENCE, "B"))
+    for side in ("indices_query", "indices_hit"):
+        indices = (*range(30), *range(10**6, 10**6 + 10))
+        found, (report,) = templates.from_hits(SEQUENCE, [replace(hit, **{side: indices})], folder)
+        assert report.aligned == (1, 30)
+        assert not found.masks[0, 30:].any()
+
+
 def test_names_of_hits_are_no_paths(one_structure):
     folder = one_structure(structure(SEQUENCE))
     hit = hit_of(SEQUENCE, 0, SEQUENCE[:30], 0, name="../1abc_B")
@@ -219,8 +229,6 @@ def test_far_atoms_are_refused(one_structure):
 def test_own_structures(case):
     """The chain's own sequence with its ends cut is laid over itself."""
     _, _, _, folder, _ = case
-    from axfold.data.formats import mmcif
-
     text = (folder / "2q2k.cif").read_text()
     parsed = mmcif.parse(text, "2q2k.cif")
     sequence = parsed.chain_to_seqres["A"]

@@ -1,8 +1,8 @@
 """Every processed feature, once: its axes, type, range and meaning.
 
 Names are AlphaFold's. The first axis of all is the sample: passes x ensembles, one draw of the MSA each; features
-that do not depend on the draw may repeat as views. Depths are real ones, without padding: a single sequence has
-one cluster and no extra row, and T = 0 says that no template was found.
+that do not depend on the draw may repeat as views. Depths are real ones: a single sequence has one cluster, and
+T = 0 says that no template was found. Only where there is no extra row there is one of padding.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,6 @@ AXES = {
     "E": "extra rows of the MSA",
     "T": "templates",
 }
-_MAY_BE_EMPTY = ("E", "T")
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _check_shape(name: str, feature: Feature, value: np.ndarray, sizes: dict[str
                 f"{name} has the shape {value.shape}, but its axes are {_shape(feature)}"
                 + (f", and the features before it have {axis} = {wanted}." if axis != wanted else ".")
             )
-        if size == 0 and axis not in _MAY_BE_EMPTY:
+        if size == 0 and axis != "T":
             raise InputError(f"{name} has the shape {value.shape}: there are no {AXES[str(axis)]} ({axis}).")
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from axfold import config
+from axfold.config import Config, Data
 from axfold.data import steps
 from axfold.data.features import FEATURES
 from axfold.data.query import Query
@@ -15,7 +15,7 @@ TEMPLATES: tuple[steps.Step, ...] = (steps.make_template_pseudo_beta,)
 """Once a query too, for models that take templates."""
 
 
-def sampling(data: config.Data) -> tuple[steps.Step, ...]:
+def sampling(data: Data) -> tuple[steps.Step, ...]:
     """Once a sample, in the order of supplement 1.2.7.
 
     Masking comes before clustering, so that no profile gives away what was masked; extra rows are cropped after it,
@@ -28,13 +28,14 @@ def sampling(data: config.Data) -> tuple[steps.Step, ...]:
         steps.summarize_clusters,
         steps.crop_extra(data.extra_msa),
         steps.make_msa_feat,
+        steps.pad_extra,
         steps.finish,
     )
 
 
 def monomer(
     query: Query,
-    config: config.Config,
+    config: Config,
     seed: int,
     *,
     templates: TemplateFeatures | None = None,

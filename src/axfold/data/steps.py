@@ -10,7 +10,8 @@ from functools import reduce
 
 import numpy as np
 
-from axfold import config, residues
+from axfold import residues
+from axfold.config import Data
 from axfold.data.features import FEATURES, Features
 from axfold.data.query import Alignment, Query
 from axfold.errors import InputError
@@ -26,6 +27,7 @@ _ROWS_AT_ONCE = 1024  # rows of the extra MSA compared with the clusters at once
 
 
 def run(steps: Iterable[Step], features: Features, rng: np.random.Generator) -> Features:
+    """`features` after all `steps`, which share `rng`."""
     return reduce(lambda done, step: step(done, rng), steps, features)
 
 
@@ -134,7 +136,7 @@ def split_rows(features: Features, centres: np.ndarray, extra: np.ndarray) -> Fe
     }
 
 
-def mask_msa(data: config.Data) -> Step:
+def mask_msa(data: Data) -> Step:
     """Mask a share of the cluster centres' positions as BERT does (1.2.7, 2).
 
     A chosen position becomes a uniformly drawn amino acid, a draw from its column's profile, stays what it is, or
@@ -236,6 +238,15 @@ def make_msa_feat(features: Features, _rng: np.random.Generator) -> Features:
         "extra_msa_mask": np.ones(extra.shape, np.float32),
         "extra_msa_row_mask": np.ones(len(extra), np.float32),
     }
+
+
+def pad_extra(features: Features, _rng: np.random.Generator) -> Features:
+    """Add a masked extra row where there is none, as of a single sequence: the network takes no empty stack."""
+    if len(features["extra_msa"]):
+        return features
+    row = np.zeros((1, features["msa"].shape[1]), np.float32)
+    names = ("extra_msa", "extra_msa_mask", "extra_has_deletion", "extra_deletion_value")
+    return {**features, **dict.fromkeys(names, row), "extra_msa_row_mask": row[:, 0]}
 
 
 def _squash(deletions: np.ndarray) -> np.ndarray:

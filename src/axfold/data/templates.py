@@ -253,7 +253,9 @@ def _hit_pairs(sequence: str, hit: hhr.TemplateHit) -> np.ndarray:
         if letters not in sequence:
             raise _Unusable("The search was made with another sequence than the query.")
     pairs[:, 1] -= min(index for index in hit.indices_hit if index >= 0)
-    return pairs
+    # The parts of a damaged alignment may not follow each other.
+    inside = (pairs < [len(sequence), len(hit.hit_sequence.replace("-", ""))]).all(axis=1)
+    return pairs[inside & (pairs >= 0).all(axis=1)]
 
 
 def _find(structure: _Structure, chain_name: str, hit_sequence: str) -> tuple[_Chain, int] | None:
