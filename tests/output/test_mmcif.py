@@ -6,10 +6,10 @@ from axfold.output import mmcif
 from axfold.output.prediction import Prediction
 from axfold.residues import RESTYPES_WITH_X
 
-ATOM_SITE = (
-    "type_symbol label_atom_id label_comp_id label_asym_id auth_asym_id auth_seq_id "
-    "Cartn_x Cartn_y Cartn_z B_iso_or_equiv occupancy pdbx_PDB_model_num"
-).split()
+ATOM_SITE = [
+    *("type_symbol", "label_atom_id", "label_comp_id", "label_asym_id", "auth_asym_id", "auth_seq_id"),
+    *("Cartn_x", "Cartn_y", "Cartn_z", "B_iso_or_equiv", "occupancy", "pdbx_PDB_model_num"),
+]
 
 
 def prediction_of(case) -> Prediction:

@@ -58,7 +58,7 @@ def test_meaningless_structures_say_so(predict):
     [
         ({"sequence": "G" * 63, "chain_index": np.arange(63)}, "63 chains"),
         ({"residue_index": np.arange(10) + 9_990}, "residue number 10,000"),
-        ({"sequence": "W" * 7200}, "100,801 atoms"),
+        ({"model": "model_1", "sequence": "W" * 7200}, "100,801 atoms"),
         ({"atom_positions": np.full((10, 37, 3), 10_000.0)}, "coordinates"),
         ({"atom_positions": np.full((10, 37, 3), -1000.0)}, "coordinates"),
     ],

@@ -64,8 +64,7 @@ class ColabFold(Results):
         return self._path(kind, f"rank_{rank:03d}_{tag}", extension)
 
     def _find(self, kind: str, tag: str, extension: str) -> Path | None:
-        ranks = range(1, len(self._record.results) + len(self.requests) + 1)
-        candidates = (self._ranked(kind, rank, tag, extension) for rank in ranks)
+        candidates = (self._ranked(kind, rank, tag, extension) for rank in range(1, self._ranks + 1))
         return next((path for path in (self._path(kind, tag, extension), *candidates) if path.exists()), None)
 
     def _owned(self) -> re.Pattern[str]:
@@ -86,14 +85,20 @@ class ColabFold(Results):
             self.folder / "config.json", {"axfold": __version__, "settings": self._record.settings}
         )
         files.write_text(self.folder / "cite.bibtex", _CITATION)
-        text = alignment.a3m(self.query)
-        path = self.folder / f"{self.job}.a3m"
-        if path.exists() and records.digest(files.read(path)) != self._record.a3m:
+        self._write_alignment(self.folder / f"{self.job}.a3m")
+
+    def _write_alignment(self, path: Path) -> None:
+        """Write the alignment, unless a file of the user's has its name."""
+        if path.exists() and records.digest(files.read(path)) == self._record.a3m:
+            files.remove(path)
+        theirs = path.exists()
+        if theirs:
             log.info("%s was there before and stays as it is", path)
-            return
-        files.write_text(path, text)
-        self._record = replace(self._record, a3m=records.digest(text.encode()))
-        self._record.write(self._progress)
+        text = alignment.a3m(self.query)
+        self._record = replace(self._record, a3m=None if theirs else records.digest(text.encode()))
+        self._record.write(self._progress)  # before the file: one that is found later is known to be ours
+        if not theirs:
+            files.write_text(path, text)
 
     def _contents(self, prediction: Prediction) -> Iterator[tuple[str, str, Content]]:
         yield from structures(prediction)

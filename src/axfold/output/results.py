@@ -80,6 +80,7 @@ class Results(ABC):
         self._final, self._progress = self._records()
         self._fresh = Record(input=records.input_digest(query), settings=records.normal(settings))
         self._record = self._fresh
+        self._ranks = len(self.requests)  # as many as file names can have
         self._overwrite = overwrite
         files.make_folder(self.folder)
         if not overwrite:
@@ -211,6 +212,7 @@ class Results(ABC):
                 if path.exists():
                     raise self._refusal(f"{path.name} in it was not made by this version of axfold")
             return
+        self._ranks += len(record.results)
         # a file may have been deleted since
         present = tuple(
             result
