@@ -114,9 +114,10 @@ class ColabFold(Results):
                 if source is not None and source != target:
                     files.rename(source, target)
         best = self.results[0]
-        _, pae = self._confidences(best)
-        if pae is not None:
-            text = scores.colabfold_pae(pae, self._scores(best)["max_pae"], meaningless=best.meaningless)
+        content = self._scores(best)
+        if "pae" in content:
+            pae = np.array(content["pae"])
+            text = scores.colabfold_pae(pae, content["max_pae"], meaningless=best.meaningless)
             files.write_text(self.folder / f"{self.job}_predicted_aligned_error_v1.json", text)
 
     def _scores(self, result: Result) -> dict:
