@@ -3,7 +3,7 @@ import pytest
 from safetensors import safe_open
 
 from axfold.errors import InputError, WeightsError
-from axfold.weights import names
+from axfold.weights import names, synthetic
 from axfold.weights.convert import convert
 from axfold.weights.source import Source, opened
 
@@ -40,6 +40,13 @@ def test_metadata_and_a_second_conversion(tmp_path, source, tiny):
         assert "CC BY 4.0" in about["licence"]
         for name in one.keys():  # noqa: SIM118
             np.testing.assert_array_equal(one.get_tensor(name), two.get_tensor(name))
+
+
+def test_each_stored_tensor_is_made_once(tmp_path, tiny, released, monkeypatch):
+    made, tensor = [], synthetic.tensor
+    monkeypatch.setattr(synthetic, "tensor", lambda name, *rest: made.append(name) or tensor(name, *rest))
+    convert(Source(seed=0), "model_1_ptm", tmp_path / "a.safetensors")
+    assert sorted(made) == sorted(released)
 
 
 def test_made_up_parameters_say_so(tmp_path, tiny):

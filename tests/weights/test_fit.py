@@ -41,7 +41,7 @@ def test_a_wrong_shape_is_named_with_both_shapes():
 
 def test_a_tensor_too_many_is_named():
     found = released_shapes(PRESETS["model_1"].model) | {"x//weights": (3,)}
-    assert "tensor x//weights (shape (3,)) has no place in the model." in refuse(found)
+    assert "tensor 'x//weights' (shape (3,)) has no place in the model." in refuse(found)
 
 
 def test_another_models_file_says_which_models_it_fits():

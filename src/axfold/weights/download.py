@@ -170,7 +170,7 @@ def _fetch_rest(address: str, part: Path, done: int, size: int, progress: Progre
         )
         start = done if continues else 0  # a server may not know ranges
         length = answer.headers.get("Content-Length")
-        if length is not None and start + int(length) != size:
+        if length and length.isdigit() and start + int(length) != size:
             raise WeightsError(
                 f"{address}: has {start + int(length)} bytes, and the released archive has {size}: it is another file."
             )

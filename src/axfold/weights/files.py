@@ -4,11 +4,14 @@ DeepMind's `.npz` (alone or in the released tar), OpenFold's `.pt`, and axfold's
 unpickled: NumPy files are read without objects, PyTorch's by its loader for tensors only.
 """
 
+import lzma
 import os
 import re
 import shutil
+import struct
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,22 +25,24 @@ from axfold.config import PRESETS, Config
 from axfold.errors import AxfoldError, WeightsError
 from axfold.weights import fit, openfold
 from axfold.weights.names import released_shapes
-from axfold.weights.tensors import Shapes, Tensors
+from axfold.weights.tensors import Tensors
 
 FORMAT, FORMAT_VERSION = "axfold", "1"
 """`format` and `format_version` in the metadata of axfold's own files."""
 
 Kind = Literal["npz", "torch", "tar", "tar.gz", "safetensors"]
 
-_AGAIN = "It is damaged or incomplete: download or copy it again."
-_DAMAGED = (
+_DAMAGED = (  # what reading a zip, a tar or a NumPy array raises where bytes are wrong
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,  # of a NumPy header
+    SyntaxError,
+    ValueError,
     EOFError,
-    NotImplementedError,  # a zip's compression that Python lacks
-    RuntimeError,  # an encrypted zip; PyTorch's own errors
-    ValueError,  # NumPy's, for a header or data that end early
+    RuntimeError,  # an encrypted zip, or a compression that Python lacks
     OSError,
 )
 
@@ -133,8 +138,8 @@ def _zip_kind(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:
-        raise WeightsError(f"{path}: the end of the archive is missing. {_AGAIN}") from None
+    except _DAMAGED as error:
+        raise _damaged(str(path), error) from error
     if any(name.endswith("/data.pkl") for name in members):
         return "torch"
     if members and all(name.endswith(".npy") for name in members):
@@ -148,16 +153,17 @@ def _npz(stack: ExitStack, where: str, file: Path | IO[bytes], config: Config) -
     """DeepMind's file: one NumPy array a tensor, named `scope//name`."""
     try:
         archive = stack.enter_context(zipfile.ZipFile(file))
-        found: Shapes = {}
+        headers = {}
         for member in archive.namelist():
-            name = member.removesuffix(".npy")
             with archive.open(member) as data:
-                found[name], dtype = _header(data)
-            if dtype != np.float32:
-                raise WeightsError(f"{where}: tensor {name} has dtype {dtype}, and float32 is wanted.")
+                headers[member.removesuffix(".npy")] = _header(data)
     except _DAMAGED as error:
-        raise WeightsError(f"{where}: can't be read ({error}). {_AGAIN}") from error
+        raise _damaged(where, error) from error
+    found = {name: shape for name, (shape, _) in headers.items()}
     fit.check(where, found, config.model, released_shapes)
+    for name, (_, dtype) in headers.items():
+        if dtype != np.float32:
+            raise WeightsError(f"{where}: tensor {name} has dtype {dtype}, and float32 is wanted.")
     _check_name(where, config)
 
     def read(name: str) -> np.ndarray:
@@ -165,7 +171,7 @@ def _npz(stack: ExitStack, where: str, file: Path | IO[bytes], config: Config) -
             with archive.open(f"{name}.npy") as data:
                 return np.lib.format.read_array(data, allow_pickle=False)
         except _DAMAGED as error:
-            raise WeightsError(f"{where}: tensor {name} can't be read ({error}). {_AGAIN}") from error
+            raise _damaged(f"{where}: tensor {name}", error) from error
 
     return Tensors(where, found, read)
 
@@ -194,14 +200,14 @@ def _tar_member(stack: ExitStack, path: Path, config: Config, *, compressed: boo
     wanted = f"params_{config.name}.npz"
     where = f"{path}:{wanted}"
     try:
-        archive = stack.enter_context(tarfile.open(path, "r:gz" if compressed else "r:"))  # noqa: SIM115 - the stack closes it
+        archive = stack.enter_context(tarfile.open(path, "r:gz" if compressed else "r:"))  # noqa: SIM115
         names: list[str] = []
         for member in archive:
             names.append(member.name)
             if member.isfile() and member.name.rsplit("/", 1)[-1] == wanted:
                 break
         else:
-            holds = ", ".join(names[:20]) or "nothing"
+            holds = ", ".join(map(repr, names[:20])) or "nothing"
             raise WeightsError(f"{path} has no {wanted}; it holds {holds}.")
         file = archive.extractfile(member)
         assert file is not None  # it is a regular file
@@ -212,7 +218,7 @@ def _tar_member(stack: ExitStack, path: Path, config: Config, *, compressed: boo
             return _npz(stack, where, unpacked, config)
         return _npz(stack, where, stack.enter_context(file), config)
     except _DAMAGED as error:
-        raise WeightsError(f"{path}: can't be read ({error}). {_AGAIN}") from error
+        raise _damaged(str(path), error) from error
 
 
 def _torch_state(path: Path) -> Mapping[str, object]:
@@ -228,8 +234,8 @@ def _torch_state(path: Path) -> Mapping[str, object]:
             f"{path}: holds Python objects beside tensors, which axfold does not open since they can run code. "
             "Save its state dict alone with torch.save."
         ) from error
-    except _DAMAGED as error:
-        raise WeightsError(f"{path}: can't be read ({_first_line(error)}). {_AGAIN}") from error
+    except Exception as error:  # on wrong bytes PyTorch's loader fails in any way
+        raise _damaged(str(path), error) from error
     for keys in (("ema", "params"), ("state_dict",), ("model",), ("module",)):
         inner = state
         for key in keys:
@@ -253,7 +259,7 @@ def _safetensors(stack: ExitStack, path: Path, config: Config) -> Tensors:
     try:
         file = stack.enter_context(safe_open(path, framework="numpy"))
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: can't be read ({error}). {_AGAIN}") from error
+        raise _damaged(str(path), error) from error
     about = file.metadata() or {}
     if about.get("format") != FORMAT:
         raise WeightsError(
@@ -277,5 +283,6 @@ def _safetensors(stack: ExitStack, path: Path, config: Config) -> Tensors:
     return Tensors(str(path), shapes, file.get_tensor, naming="axfold")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _damaged(what: str, error: Exception) -> WeightsError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return WeightsError(f"{what} can't be read ({reason}): damaged or incomplete; download or copy it again.")

@@ -54,5 +54,5 @@ def _first_difference(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -
             return f"tensor {name} has shape {found[name]}, and {shape} is wanted"
     for name, shape in found.items():
         if name not in wanted:
-            return f"tensor {name} (shape {shape}) has no place in the model"
+            return f"tensor {name!r} (shape {shape}) has no place in the model"
     return None

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from axfold.config import PRESETS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -31,7 +33,7 @@ ALPHAFOLD = Release(
     archive="alphafold_params_2022-12-06.tar",
     address="https://storage.googleapis.com/alphafold/alphafold_params_2022-12-06.tar",
     size=5_587_968_000,
-    # Not published by DeepMind; the same in every public record of this file.
+    # DeepMind publishes none; public projects that pin this file agree on it.
     sha256="36d4b0220f3c735f3296d301152b738c9776d16981d054845a68a1370b26cfe3",
     models=tuple(f"model_{n}{kind}" for kind in ("", "_ptm", "_multimer_v3") for n in range(1, 6)),
     licence="CC BY 4.0",
@@ -74,8 +76,6 @@ class Listed:
 
 def listed(cache: Path | None = None) -> tuple[Listed, ...]:
     """Every released model, in the release's order."""
-    from axfold.config import PRESETS
-
     folder = cache_folder(cache)
     return tuple(
         Listed(model, next(candidates(model, folder), None), supported=model in PRESETS)
