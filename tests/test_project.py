@@ -23,20 +23,24 @@ DOCUMENTS = [p for d in (".", "docs", "examples", "benchmarks") for p in sorted(
 MAY_IMPORT = {
     "errors": (),
     "residues": (),
+    "testing": (),
     "config": ("errors",),
+    "options": ("config", "errors"),
+    "progress": (),
     "ops": ("errors",),
-    "memory": ("errors", "config"),
+    "memory": ("config", "errors"),
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),
     "data": ("config", "errors", "residues"),
     "weights": ("config", "errors"),
     "output": ("config", "errors", "residues", "data.query"),
 }
-"""What a part may import of axfold, beside itself and the version. RUN may use all parts."""
+"""What a part may import of axfold, beside itself and the version."""
 
-RUN = ("__init__", "__main__", "cli", "predict")
+RUN = ("__init__", "__main__", "cli", "predict", "predictor")
+"""Parts that run the others and may use all of them; nobody imports the command line."""
 
-WITHOUT_TORCH = ("__init__", "__main__", "cli", "config", "errors", "residues", "data", "output")
+WITHOUT_TORCH = ("__init__", "__main__", "cli", "config", "errors", "options", "residues", "data", "output")
 """Parts that are imported before it is clear that there is anything to compute."""
 
 
