@@ -68,8 +68,13 @@ class Recorder:
             first = trunk.evoformer.blocks[0]
             after(first, lambda _, i, out: self._take("msa_after_block1", out[0]))
             after(first, lambda _, i, out: self._take("pair_after_block1", out[1]))
-            after(structure.attention, lambda _, i, out: self._take_first("structure/ipa_out_iter1", out - i[0]))
-            after(structure.norm_transition, lambda _, i, out: self._rows.setdefault("structure/act", []).append(out))
+            after(
+                structure.attention, lambda _, i, out: self._take_first("structure/ipa_out_iter1", out - i[0])
+            )
+            after(
+                structure.norm_transition,
+                lambda _, i, out: self._rows.setdefault("structure/act", []).append(out),
+            )
             yield
         for name, rows in self._rows.items():
             self.taken[name] = torch.stack(rows)
@@ -88,7 +93,9 @@ class Recorder:
 
     def _trace(self, stage: str, m: Tensor, z: Tensor) -> None:
         for name, x in (("msa", m), ("pair", z)):
-            corner = torch.cat([x.square().mean().sqrt()[None], x.abs().max()[None], x[0, 0, :8], x[-1, 1, :8]])
+            corner = torch.cat(
+                [x.square().mean().sqrt()[None], x.abs().max()[None], x[0, 0, :8], x[-1, 1, :8]]
+            )
             self._rows.setdefault(f"{stage}_trace_{name}", []).append(corner)
 
 
@@ -98,7 +105,8 @@ def outputs_of(model: AlphaFold, result: Pass) -> dict[str, Tensor]:
     structure, heads, scale = result.structure, model.heads, model.structure.sizes.position_scale
     layers = structure.layers
     frames = [
-        torch.cat([layer["frames_rotation"].flatten(-2), layer["frames_translation"]], dim=-1) for layer in layers
+        torch.cat([layer["frames_rotation"].flatten(-2), layer["frames_translation"]], dim=-1)
+        for layer in layers
     ]
     affine = [torch.cat([layer["quaternion"], layer["translation"] / scale], dim=-1) for layer in layers]
     named = {
@@ -114,7 +122,9 @@ def outputs_of(model: AlphaFold, result: Pass) -> dict[str, Tensor]:
         "experimentally_resolved_logits": heads.resolved(result.single),
         "structure/affine": torch.stack(affine),
         "structure/angles_sin_cos": torch.stack([layer["torsions"] for layer in layers]),
-        "structure/unnormalized_angles_sin_cos": torch.stack([layer["unnormalised_torsions"] for layer in layers]),
+        "structure/unnormalized_angles_sin_cos": torch.stack(
+            [layer["unnormalised_torsions"] for layer in layers]
+        ),
         "structure/frames": torch.stack([frames[0], frames[-1]]),
         "structure/atom14_pos": torch.stack([layers[0]["atom14"], layers[-1]["atom14"]]),
     }

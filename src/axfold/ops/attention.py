@@ -33,11 +33,16 @@ def gated_attention(
     return (gate.sigmoid() * torch.einsum("...rhqk,...rkhc->...rqhc", weights, v)).flatten(-2)
 
 
+_MASKED_ROWS = 16  # rows at once where keys are masked: their logits' bias is a tensor of its own for each
+
+
 def _sdpa_why_not(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> str | None:
     if q.dtype == torch.float64:
         return "float64 has the reference's exact masking"
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gate, bias)):
+        return "rows without keys have other gradients than the reference's"
     if q.dim() != 4:
         return "it takes no batch axes"
     return None
@@ -49,12 +54,16 @@ def gated_attention_sdpa(
 ) -> Tensor:
     """By PyTorch's scaled_dot_product_attention, which never holds the logits of all rows."""
     q, k, v = (x.transpose(-2, -3) for x in (q, k, v))
-    hidden = (mask == 0).to(q.dtype) * MASKED
-    if bias is None:
-        logits = hidden[:, None, None, :]
-    elif (mask != 0).all():
-        logits = bias.unsqueeze(0)
+    shared = None if bias is None else bias.unsqueeze(0)
+    if (mask != 0).all():
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=shared)
     else:
-        logits = bias.unsqueeze(0) + hidden[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
+        hidden = ((mask == 0).to(q.dtype) * MASKED)[:, None, None, :]
+        blocks = [x.split(_MASKED_ROWS) for x in (q, k, v, hidden)]
+        out = torch.cat(
+            [
+                F.scaled_dot_product_attention(q, k, v, attn_mask=own if shared is None else shared + own)
+                for q, k, v, own in zip(*blocks, strict=True)
+            ]
+        )
     return (gate.sigmoid() * out.transpose(-2, -3)).flatten(-2)

@@ -140,9 +140,7 @@ def _evoformer_block(ours: str, scope: str, c_m: int, c_z: int, sizes: MsaStack)
         yield from _gated_attention(f"{mine}.attention", f"{theirs}/attention", c_m, heads, c_head)
     yield from _norm(f"{mine}.norm", f"{theirs}/query_norm", c_m)
 
-    yield from _transition(
-        f"{ours}.msa_transition", f"{scope}/msa_transition", c_m, sizes.transition_factor
-    )
+    yield from _transition(f"{ours}.msa_transition", f"{scope}/msa_transition", c_m, sizes.transition_factor)
 
     mine, theirs, c = f"{ours}.outer_product_mean", f"{scope}/outer_product_mean", sizes.c_outer_product
     yield from _norm(f"{mine}.norm", f"{theirs}/layer_norm_input", c_m)
