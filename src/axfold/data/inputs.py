@@ -58,17 +58,27 @@ def read(paths: Sequence[Path], *, msa: Path | None = None, templates: Sequence[
     _refuse_equal_names(proteins)
     if msa is not None:
         proteins = _with_alignments(proteins, Path(msa))
-    for path in map(Path, templates):
-        if not os.path.exists(path):
-            raise InputError(f"{path}: there is no such file or folder to take templates from.")
+    _refuse_missing(templates)
     return [_query(protein, tuple(map(Path, templates))) for protein in proteins]
 
 
-def from_sequence(name: str, sequence: str) -> Query:
-    """The query of a sequence without alignment, checked as `read` does. Raises InputError."""
+def from_sequence(
+    name: str, sequence: str, *, msa: Path | None = None, templates: Sequence[Path] = ()
+) -> Query:
+    """The query of a sequence, with the alignment `msa` and `templates`, checked as `read` does. Raises InputError."""
     where = f"sequence {short(name)}"
     letters = residues("".join(sequence.split()), where, lambda position: where)
-    return _query(_Protein(name, (), letters, where, None), ())
+    protein = _Protein(name, (name,), letters, where, None)
+    if msa is not None:
+        (protein,) = _with_alignments([protein], msa)
+    _refuse_missing(templates)
+    return _query(protein, tuple(templates))
+
+
+def _refuse_missing(templates: Sequence[Path]) -> None:
+    for path in templates:
+        if not os.path.exists(path):
+            raise InputError(f"{path}: there is no such file or folder to take templates from.")
 
 
 def _proteins(path: Path) -> list[_Protein]:

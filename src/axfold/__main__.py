@@ -1,0 +1,5 @@
+"""python -m axfold."""
+
+from axfold.cli import main
+
+main()

@@ -1,0 +1,212 @@
+"""The commands: arguments -> one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from axfold import __version__
+from axfold.errors import AxfoldError
+
+app = typer.Typer(
+    name="axfold",
+    help="Predicts protein structures with the AlphaFold 2 network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+weights = typer.Typer(
+    help="The released parameters: where they are, and how they come here.", no_args_is_help=True
+)
+app.add_typer(weights, name="weights")
+
+P = ParamSpec("P")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Ends the command with what `function` returns, or with an error's exit code and its message."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except AxfoldError as error:
+            typer.echo(f"axfold: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo(
+                "axfold: stopped. What is finished is kept: the same command again (without --overwrite) continues.",
+                err=True,
+            )
+            raise typer.Exit(130) from None
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"axfold {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+ModelName = Annotated[
+    str, typer.Option("--model", help="Preset: model_1 to model_5, model_1_ptm to model_5_ptm.")
+]
+Params = Annotated[
+    str | None,
+    typer.Option(
+        "--params",
+        help="Parameter file, a folder with it, or synthetic[:SEED], which is meaningless. Default: the cache.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, fp32 or bf16; auto is bf16 on GPUs that have it.")
+]
+Recycles = Annotated[int | None, typer.Option("--recycles", help="Passes after the first.")]
+Ensembles = Annotated[
+    int | None, typer.Option("--ensembles", help="Samples of the MSA in each pass; CASP14's runs had 8.")
+]
+
+
+@app.command()
+@_command
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="FASTA, a3m, Stockholm or CSV files, or folders of them."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model, several with commas or by repeating it. Default: model_1_ptm."),
+    ] = None,
+    num_models: Annotated[
+        int | None, typer.Option("--num-models", help="The first N of model_1_ptm to model_5_ptm.")
+    ] = None,
+    params: Params = None,
+    msa: Annotated[
+        Path | None,
+        typer.Option("--msa", help="Alignment of the protein, or a folder with NAME.a3m for each."),
+    ] = None,
+    single_sequence: Annotated[
+        bool, typer.Option("--single-sequence", help="Leave out all alignments.")
+    ] = False,
+    templates: Annotated[
+        list[Path] | None,
+        typer.Option("--templates", help="Structure file, folder of them, or hhr; repeatable."),
+    ] = None,
+    template_mmcifs: Annotated[
+        Path | None,
+        typer.Option("--template-mmcifs", help="Folder with the mmCIF files of the hits in an hhr."),
+    ] = None,
+    max_template_date: Annotated[
+        str | None, typer.Option("--max-template-date", help="Only templates released until YYYY-MM-DD.")
+    ] = None,
+    recycles: Recycles = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="Å: stop recycling once C-alphas move less; 0 never does."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="First random seed.")] = 0,
+    num_seeds: Annotated[int, typer.Option("--num-seeds", help="As many seeds, one after another.")] = 1,
+    max_msa: Annotated[
+        str | None, typer.Option("--max-msa", help="CLUSTERS:EXTRA, rows of the MSA, such as 512:1024.")
+    ] = None,
+    ensembles: Ensembles = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    layout: Annotated[
+        str, typer.Option("--layout", help="File names: colabfold or alphafold.")
+    ] = "colabfold",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    save_recycles: Annotated[
+        bool, typer.Option("--save-recycles", help="Write the structure after every pass.")
+    ] = False,
+    save_representations: Annotated[
+        bool, typer.Option("--save-representations", help="Write the single and pair representations.")
+    ] = False,
+) -> int:
+    """Predict the structure of every protein of INPUT. Run again, it continues."""
+    from axfold import batch, console, options
+
+    request = batch.Options(
+        inputs=tuple(inputs),
+        out=out,
+        models=tuple(model or ()),
+        num_models=num_models,
+        params=params,
+        msa=msa,
+        templates=tuple(templates or ()),
+        template_mmcifs=template_mmcifs,
+        max_template_date=options.day("--max-template-date", max_template_date),
+        single_sequence=single_sequence,
+        recycles=recycles,
+        tolerance=tolerance,
+        max_msa=max_msa,
+        ensembles=ensembles,
+        seed=seed,
+        num_seeds=num_seeds,
+        device=device,
+        precision=precision,
+        layout=layout,
+        overwrite=overwrite,
+        save_recycles=save_recycles,
+        save_representations=save_representations,
+    )
+    with console.display() as display:
+        outcome = batch.run(request, display)
+    return console.summary(outcome, out)
+
+
+@app.command()
+@_command
+def forward(
+    inputs: Annotated[Path, typer.Option("--inputs", help="Processed features, an npz file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="npz file to write.")],
+    params: Params = None,
+    model: ModelName = "model_1_ptm",
+    recycles: Recycles = None,
+    ensembles: Ensembles = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+) -> None:
+    """Run the network on processed features; write what the last pass computes under the recorded names."""
+    from axfold import console
+    from axfold.forward import forward as run
+
+    with console.display() as display:
+        display.begin(model)
+        run(
+            inputs,
+            params,
+            model,
+            out,
+            recycles=recycles,
+            ensembles=ensembles,
+            precision=precision,
+            device=device,
+            report=display.event,
+        )
+    typer.echo(str(out))
