@@ -40,7 +40,8 @@ def compare(
         tensor = found.get(bare)
         if tensor is not None and step:
             tensor = tensor[:: int(step.rstrip("]"))]
-        same = tensor is not None and tensor.shape == expected.shape
-        error = relative_error(tensor, expected) if same else float("inf")
+        error = float("inf")
+        if tensor is not None and tensor.shape == expected.shape:
+            error = relative_error(tensor, expected)
         tolerance = next(limit for pattern, limit in tolerances.items() if re.search(pattern, name))
         yield Comparison(name, error, tolerance)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_features
+from small import make_features, small_model
 
 from axfold.memory.rows import Rows
 from axfold.model.layers import RowUpdate, SharedDropout
@@ -18,6 +18,11 @@ SAMPLED = (
     "extra_deletion_value",
     "extra_msa_mask",
 )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
 
 
 def run(model, features, passes: int = 2):

@@ -121,7 +121,7 @@ def torsions_of_atom37(
 
 
 def ca_distance_change(
-    old: Float[Tensor, "n 37 3"], new: Float[Tensor, "n 37 3"], mask: Float[Tensor, "n"]
+    old: Float[Tensor, "n 37 3"], new: Float[Tensor, "n 37 3"], mask: Float[Tensor, " n"]
 ) -> float:
     """Root mean square change (Å) of the distances between the C-alpha atoms that `mask` counts.
 

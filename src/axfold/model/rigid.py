@@ -36,10 +36,6 @@ class Rigid:
         """With translations in another unit."""
         return Rigid(self.rotation, self.translation * factor)
 
-    def __getitem__(self, index: object) -> Rigid:
-        """Of the leading axes; an index must leave the last ones alone."""
-        return Rigid(self.rotation[index], self.translation[index])
-
 
 def from_three_points(
     negative_x: Float[Tensor, "*b 3"], origin: Float[Tensor, "*b 3"], xy_plane: Float[Tensor, "*b 3"]

@@ -63,7 +63,7 @@ class InvariantPointAttention(RowUpdate):
         mask: Float[Tensor, "*b i"],
         rotation: Float[Tensor, "*b i 3 3"],
         translation: Float[Tensor, "*b i 3"],
-        norm_pair: nn.Module,
+        norm_pair: nn.LayerNorm,
         kv: Float[Tensor, "*b n h two_c"],
         kv_points: Float[Tensor, "*b n h p 3"],
         masks: Float[Tensor, "*b n"],
@@ -77,8 +77,8 @@ class InvariantPointAttention(RowUpdate):
 
         # w_L, and w_C with it: each of the three terms gives a third of the logits' variance
         logits = torch.einsum("...ihc,...jhc->...hij", q * (3 * sizes.c_hidden) ** -0.5, k)
-        by_head = [x.movedim(-3, -4).flatten(-2) for x in (q_points, k_points)]  # (*b, h, n, p 3)
-        squared = torch.cdist(*by_head, compute_mode="donot_use_mm_for_euclid_dist").square()
+        x, y = (points.movedim(-3, -4).flatten(-2) for points in (q_points, k_points))  # (*b, h, n, p 3)
+        squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
         weight = F.softplus(self.point_weights) * (3 * sizes.query_points * 9 / 2) ** -0.5
         logits = logits - 0.5 * weight[:, None, None] * squared
         logits = logits + 3**-0.5 * self.bias(z).movedim(-1, -3)
@@ -99,7 +99,7 @@ class InvariantPointAttention(RowUpdate):
         z: Float[Tensor, "*b n n c_z"],
         mask: Float[Tensor, "*b n"],
         frames: Rigid,
-        norm_pair: nn.Module,
+        norm_pair: nn.LayerNorm,
     ) -> Float[Tensor, "*b n c_s"]:
         """s with its update added; z is normalised by `norm_pair` row by row. Leaves s as it is."""
         points = self.sizes.query_points + self.sizes.value_points

@@ -14,7 +14,9 @@ from axfold.model.pair import PairBlock
 from axfold.ops.attention import MASKED
 
 RESIDUE_TYPES = 22  # the 20, X and the gap
-UNIT_VECTOR = 3  # channels that the monomer's weights have but see only zeros (config: use_template_unit_vector)
+UNIT_VECTOR = (
+    3  # channels that the monomer's weights have but see only zeros (config: use_template_unit_vector)
+)
 
 
 class TorsionEmbedding(nn.Module):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from axfold.config import Heads, Model, MsaStack, StructureModule, Templates, TriangleStack
@@ -67,8 +66,3 @@ def make_features(
         "template_pseudo_beta_mask": beta_mask,
         "template_mask": torch.ones(templates, dtype=torch.float64),
     }
-
-
-@pytest.fixture(scope="session")
-def model() -> AlphaFold:
-    return small_model()
