@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer.core
 
 import axfold
+from axfold import cli
+from axfold.data.formats import a3m, fasta, pdb
+from axfold.residues import RESTYPES_WITH_X
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "axfold"
@@ -37,10 +42,24 @@ MAY_IMPORT = {
 }
 """What a part may import of axfold, beside itself and the version."""
 
-RUN = ("__init__", "__main__", "cli", "predict", "predictor")
+RUN = ("__init__", "__main__", "batch", "cli", "console", "doctor", "forward", "predictor")
 """Parts that run the others and may use all of them; nobody imports the command line."""
 
-WITHOUT_TORCH = ("__init__", "__main__", "cli", "config", "errors", "options", "residues", "data", "output")
+WITHOUT_TORCH = (
+    *(
+        "__init__",
+        "__main__",
+        "batch",
+        "cli",
+        "console",
+        "config",
+        "errors",
+        "options",
+        "progress",
+        "residues",
+    ),
+    *("data", "output"),
+)
 """Parts that are imported before it is clear that there is anything to compute."""
 
 
@@ -238,11 +257,38 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert not [target for target in local if not (document.parent / target).exists()]
 
 
+def test_commands_in_the_documents_exist() -> None:
+    lines = [
+        (document.name, line)
+        for document in DOCUMENTS
+        for line in re.findall(r"^ {4}axfold (.+)$", document.read_text("utf-8"), re.M)
+    ]
+    assert lines
+    for document, line in lines:
+        command, words = typer.main.get_command(cli.app), shlex.split(line, comments=True)
+        while isinstance(command, typer.core.TyperGroup):
+            assert words[0] in command.commands, f"{document}: axfold {line}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        used = {word for word in words if word.startswith("-")}
+        assert used <= known, f"{document}: axfold {line}"
+
+
 def test_the_two_commands_stand_in_the_readme() -> None:
     readme, makefile = (ROOT / "README.md").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
     for target in ("demo", "test"):
         assert f"make {target}" in readme[:1500]
         assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_example_is_one_protein() -> None:
+    folder = ROOT / "examples"
+    (record,) = fasta.parse((folder / "demo.fasta").read_text("utf-8"), "demo.fasta")
+    alignment = a3m.parse((folder / "demo.a3m").read_text("utf-8"), "demo.a3m")
+    structure = pdb.parse((folder / "demo.pdb").read_text("utf-8"), "demo.pdb")
+    assert alignment.sequences[0] == record.sequence
+    assert "".join(RESTYPES_WITH_X[i] for i in structure.aatype) == record.sequence
+    assert len(alignment.sequences) == 128
 
 
 def test_ci_runs_the_tests() -> None:
