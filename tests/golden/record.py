@@ -133,19 +133,26 @@ def outputs_of(model: AlphaFold, result: Pass) -> dict[str, Tensor]:
     return named
 
 
+def _array(x: Tensor) -> np.ndarray:
+    """A copy: the next pass consumes some of these tensors."""
+    return np.array(x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy())
+
+
 @torch.no_grad()
 def run_case(model: AlphaFold, inputs: dict[str, np.ndarray], passes: int) -> dict[str, np.ndarray]:
     """All that was recorded of each pass, as r0/..., r1/..., ..."""
     recorder, recycled, everything = Recorder(model), None, {}
-    dtype = model.trunk.single.weight.dtype
+    weight = model.trunk.single.weight
+    exact = torch.promote_types(weight.dtype, torch.float32)
     for index in range(passes):
-        sample = {
-            name: torch.as_tensor(x[index]).to(dtype) if x.dtype == np.float32 else torch.as_tensor(x[index])
-            for name, x in inputs.items()
-        }
+        sample = {name: torch.as_tensor(x[index], device=weight.device) for name, x in inputs.items()}
+        sample = {name: x.to(exact) if x.is_floating_point() else x for name, x in sample.items()}
         with recorder.attached():
             result = model([sample], recycled)
         named = {**recorder.taken, **outputs_of(model, result)}
-        everything |= {f"r{index}/{name}": x.detach().numpy().copy() for name, x in named.items()}
+        everything |= {
+            f"r{index}/{name}": x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
+            for name, x in named.items()
+        }
         recycled: Recycled = result.recycled()
     return everything
