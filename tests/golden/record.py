@@ -150,9 +150,6 @@ def run_case(model: AlphaFold, inputs: dict[str, np.ndarray], passes: int) -> di
         with recorder.attached():
             result = model([sample], recycled)
         named = {**recorder.taken, **outputs_of(model, result)}
-        everything |= {
-            f"r{index}/{name}": x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
-            for name, x in named.items()
-        }
+        everything |= {f"r{index}/{name}": _array(x) for name, x in named.items()}
         recycled: Recycled = result.recycled()
     return everything
