@@ -10,7 +10,8 @@ from typing import Annotated, ParamSpec
 import typer
 
 from axfold import __version__
-from axfold.errors import AxfoldError
+from axfold.errors import AxfoldError, WeightsError
+from axfold.options import DEFAULT_MODEL, day
 
 app = typer.Typer(
     name="axfold",
@@ -46,7 +47,7 @@ def _command(function: Callable[P, int | None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             typer.echo(
-                "axfold: stopped. What is finished is kept: the same command again (without --overwrite) continues.",
+                "axfold: stopped. The same command (without --overwrite) continues with what is not finished.",
                 err=True,
             )
             raise typer.Exit(130) from None
@@ -95,7 +96,7 @@ Ensembles = Annotated[
 def predict(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="FASTA, a3m, Stockholm or CSV files, or folders of them."),
+        typer.Argument(metavar="INPUT", help="FASTA, a3m, Stockholm or CSV files, or folders of them."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     model: Annotated[
@@ -149,7 +150,7 @@ def predict(
     ] = False,
 ) -> int:
     """Predict the structure of every protein of INPUT. Run again, it continues."""
-    from axfold import batch, console, options
+    from axfold import batch, console
 
     request = batch.Options(
         inputs=tuple(inputs),
@@ -160,7 +161,7 @@ def predict(
         msa=msa,
         templates=tuple(templates or ()),
         template_mmcifs=template_mmcifs,
-        max_template_date=options.day("--max-template-date", max_template_date),
+        max_template_date=day("--max-template-date", max_template_date),
         single_sequence=single_sequence,
         recycles=recycles,
         tolerance=tolerance,
@@ -177,7 +178,8 @@ def predict(
     )
     with console.display() as display:
         outcome = batch.run(request, display)
-    return console.summary(outcome, out)
+    typer.echo(batch.table(outcome))
+    return 1 if outcome.failures else 0
 
 
 @app.command()
@@ -186,7 +188,7 @@ def forward(
     inputs: Annotated[Path, typer.Option("--inputs", help="Processed features, an npz file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="npz file to write.")],
     params: Params = None,
-    model: ModelName = "model_1_ptm",
+    model: ModelName = DEFAULT_MODEL,
     recycles: Recycles = None,
     ensembles: Ensembles = None,
     precision: Precision = "fp32",
@@ -210,3 +212,96 @@ def forward(
             report=display.event,
         )
     typer.echo(str(out))
+
+
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder to keep parameters in. Default: AXFOLD_CACHE, or ~/.cache/axfold."),
+]
+
+
+@weights.command("list")
+@_command
+def list_weights(cache: Cache = None) -> None:
+    """The released models, and which of them are on this machine."""
+    from axfold import console
+    from axfold.weights import registry
+
+    rows = [("model", "file")]
+    for item in registry.listed(cache):
+        missing = "not here" if item.supported else "not supported yet"
+        rows.append((item.model, str(item.path or missing)))
+    typer.echo(console.columns(rows))
+    typer.echo(f"\nCache: {registry.cache_folder(cache)}\n{console.terms(registry.ALPHAFOLD)}")
+
+
+@weights.command()
+@_command
+def download(
+    cache: Cache = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option("--mirror", help="Address of the archive or of its folder. Or AXFOLD_WEIGHTS_MIRROR."),
+    ] = None,
+) -> None:
+    """Fetch the released parameters (5.6 GB), check and unpack them. Run again, it continues."""
+    from axfold import console
+    from axfold.weights.download import download as run
+
+    with console.display() as display:
+        display.begin("AlphaFold's parameters")
+        done = run(cache, mirror=mirror, progress=console.bytes_shown(display))
+        display.end()
+    typer.echo(f"{'Downloaded to' if done.fetched else 'They are there already:'} {done.folder}")
+    typer.echo(console.terms(done.release))
+
+
+@weights.command()
+@_command
+def verify(cache: Cache = None) -> int:
+    """Check the parameters on this machine: checksums, and every tensor."""
+    from axfold.weights import registry
+    from axfold.weights.verify import verify as run
+
+    problems, verdict = 0, None
+    for verdict in run(cache):
+        good = "whole" if verdict.recorded else "whole by its tensors; no checksum was recorded"
+        typer.echo(verdict.problem or f"{verdict.path}: {good}")
+        problems += verdict.problem is not None
+    if verdict is None:
+        folder = registry.cache_folder(cache)
+        raise WeightsError(f"There are no parameters in {folder}. Run `axfold weights download`.")
+    return 1 if problems else 0
+
+
+@weights.command()
+@_command
+def convert(
+    source: Annotated[str, typer.Argument(help="Parameter file, folder with it, or synthetic[:SEED].")],
+    out: Annotated[Path, typer.Argument(help="File to write; it ends in .safetensors.")],
+    model: ModelName = DEFAULT_MODEL,
+) -> None:
+    """Write parameters in axfold's own format, which loads fastest."""
+    from axfold.weights.convert import convert as run
+    from axfold.weights.source import find
+
+    done = run(find(model, source), model, out)
+    typer.echo(f"{done.path}: {done.model}, {done.parameters} parameters of {done.values:,} numbers")
+
+
+@app.command()
+@_command
+def doctor(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that results would go to.")] = Path("."),
+    cache: Cache = None,
+) -> int:
+    """Say what works on this machine, what doesn't, and the one thing to do."""
+    from axfold import doctor as doctors
+
+    marks = {"works": "ok    ", "absent": "absent", "broken": "BROKEN"}
+    findings = []
+    for finding in doctors.examine(out, cache):
+        findings.append(finding)
+        typer.echo(f"{marks[finding.state]}  {finding.subject}: {finding.detail}")
+    typer.echo(f"\n{doctors.advice(findings)}")
+    return 1 if any(finding.prevents for finding in findings) else 0

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+from axfold.output import files
 from axfold.progress import Event, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from axfold.batch import Outcome
+    from axfold.weights.registry import Release
 
-_EVERY = 30.0  # seconds between plain lines on a prediction under way
+_EVERY = 30.0  # seconds between plain lines on what is under way
 
 
 class Plain:
-    """Lines; while a prediction goes on, one now and then. Warnings go to stderr."""
+    """Lines on stdout, warnings on stderr; while a prediction goes on, a line now and then."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now = now
@@ -33,30 +35,34 @@ class Plain:
         self._told = self._now()
 
     def warning(self, text: str) -> None:
-        """Something the user should know of."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        """Something to know of."""
+        print(text, file=sys.stderr, flush=True)
 
     def begin(self, title: str) -> None:
-        """Another prediction begins."""
+        """Work begins on something."""
         self._title = title
         self.line(title)
 
     def step(self, step: Step) -> None:
-        """It goes on."""
-        if self._now() - self._told >= _EVERY:
-            self.line(f"{self._title}: {describe(step)}, {left(step.remaining)}")
+        """A prediction goes on."""
+        self.progress(step.share, describe(step))
 
     def event(self, event: Event) -> None:
-        """Any event of a prediction, of which steps are shown."""
+        """A prediction reports anything; its steps are shown."""
         if isinstance(event, Step):
             self.step(event)
 
+    def progress(self, share: float, state: str) -> None:
+        """Work goes on: the share of it that is done, and how it stands."""
+        if self._now() - self._told >= _EVERY:
+            self.line(f"{self._title}: {state}")
+
     def end(self) -> None:
-        """It has ended."""
+        """Work has ended, well or not."""
 
 
 class Live(Plain):
-    """A bar that moves with each block, with the time left; lines scroll above it."""
+    """A bar that moves with each block; lines scroll above it."""
 
     def __init__(self, bar: Progress):
         super().__init__()
@@ -68,37 +74,32 @@ class Live(Plain):
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warning(self, text: str) -> None:
-        """Something the user should know of."""
-        self._bar.console.print(
-            f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        """Something to know of."""
+        self._bar.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str) -> None:
-        """Another prediction begins."""
+        """Work begins on something."""
         self.end()
-        self._title = title
         self._task = self._bar.add_task(title, total=1.0, state="preparing")
 
-    def step(self, step: Step) -> None:
-        """It goes on."""
+    def progress(self, share: float, state: str) -> None:
+        """Work goes on."""
         if self._task is not None:
-            state = f"{describe(step)}, {left(step.remaining)}"
-            self._bar.update(self._task, completed=step.share, state=state)
+            self._bar.update(self._task, completed=share, state=state)
 
     def end(self) -> None:
-        """It has ended."""
+        """Work has ended, well or not."""
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
 
 
 @contextmanager
-def display(stream: TextIO | None = None) -> Iterator[Plain]:
-    """A display for `stream`, stdout unless given."""
-    if not (stream or sys.stdout).isatty():
+def display() -> Iterator[Plain]:
+    """What suits stdout."""
+    if not sys.stdout.isatty():
         yield Plain()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
@@ -106,19 +107,58 @@ def display(stream: TextIO | None = None) -> Iterator[Plain]:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[state]}", markup=False),
     )
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    with Progress(*columns, transient=True) as bar:
         yield Live(bar)
 
 
+@contextmanager
+def logged(path: Path, display: Plain) -> Iterator[None]:
+    """axfold's log lines go to `path`, behind those of earlier runs, and to `display`. Raises as `files.writing`."""
+    try:
+        handlers: tuple[logging.Handler, ...] = (_File(path, encoding="utf-8"), _Shown(display))
+    except OSError as error:
+        raise files.failure(path, error) from error
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("axfold")
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk is told of by who writes the results."""
+
+
+class _Shown(logging.Handler):
+    def __init__(self, display: Plain):
+        super().__init__(logging.INFO)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING:
+            self._display.line(text)
+        else:
+            self._display.warning(f"{record.levelname.lower()}: {text}")
+
+
 def describe(step: Step) -> str:
-    """pass 2/4, Evoformer 12/48."""
-    return f"pass {step.number}/{step.passes}, {step.stage} {step.block}/{step.blocks}"
+    """pass 2/4, Evoformer 12/48, about 3 min left."""
+    where = f"pass {step.number}/{step.passes}, {step.stage} {step.block}/{step.blocks}"
+    return where if step.remaining is None else f"{where}, {left(step.remaining)}"
 
 
-def left(seconds: float | None) -> str:
-    """about 3 min left; as exact as such a number can be."""
-    if seconds is None:
-        return "time left not known yet"
+def left(seconds: float) -> str:
+    """about 3 min left: as exact as such a number can be."""
     if seconds < 90:
         return f"about {seconds:.0f} s left"
     if seconds < 5400:
@@ -126,14 +166,29 @@ def left(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h left"
 
 
-def summary(outcome: Outcome, out: Path) -> int:
-    """Show the predictions and failures; the exit code."""
-    from axfold.batch import table
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """A line for each row, with the cells below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
-    if outcome.finished:
-        print(table(outcome))
-    for failure in outcome.failures:
-        print(f"failed: {failure.name} ({failure.stage}): {failure.error}", file=sys.stderr)
-    if outcome.failures:
-        print(f"{len(outcome.failures)} failed, see {out / 'failures.json'}", file=sys.stderr)
-    return 1 if outcome.failures else 0
+
+def terms(release: Release) -> str:
+    """Under which licence the parameters of a release are, and what to cite."""
+    cited = "".join(f"\n  {citation}" for citation in release.citations)
+    return f"Licence of the parameters: {release.licence} ({release.licence_address})\nPlease cite:{cited}"
+
+
+def bytes_shown(display: Plain) -> Callable[[str, int, int], None]:
+    """Shows the progress of `weights.download`: its step, the bytes done and all bytes; with the rate."""
+    begun: dict[str, tuple[float, int]] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start, at = begun.setdefault(step, (now, done))  # what was there before has cost nothing
+        state = f"{step} {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+        if done > at and now - start > 1:
+            state += f", {left((total - done) * (now - start) / (done - at))}"
+        display.progress(done / total, state)
+
+    return show

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zipfile
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from axfold import options, predictor
+from axfold import network, options
+from axfold.config import Config
 from axfold.data import features as feature_table
 from axfold.data.features import FEATURES
 from axfold.errors import InputError
@@ -19,6 +21,7 @@ from axfold.progress import Report
 from axfold.weights import source
 
 
+@torch.inference_mode()
 def forward(
     inputs: Path,
     params: str | None,
@@ -33,51 +36,54 @@ def forward(
 ) -> None:
     """Write what the last pass computes of the features in `inputs` to `out`, float32 under the recorded names.
 
-    Pass r reads the samples r * ensembles to (r + 1) * ensembles - 1. Raises InputError, WeightsError and
+    Pass r reads the samples from r * ensembles to (r + 1) * ensembles - 1. Raises InputError, WeightsError and
     AxfoldError.
     """
     config = options.configured(model, recycles=recycles, ensembles=ensembles)
-    features = read(inputs, config.recycles + 1, config.ensembles, templates=config.data.templates > 0)
+    samples = read(inputs, config)
     files.make_folder(out.parent)
     parameters = source.find(model, params)
-    where = predictor.find_device(device)
-    network = predictor.load_network(config, parameters, where, predictor.find_dtype(precision, where))
-    watched = predictor.watched(network, config, features, report) if report else torch.inference_mode()
-    with watched:
-        for result in predictor.passes(network, predictor.samples(features, config.ensembles, where)):
-            last = result
-    with torch.inference_mode():
-        named = outputs(network, last)
+    where = network.find_device(device)
+    loaded = network.load_network(config, parameters, where, network.find_precision(precision, where))
+    with network.watched(
+        loaded,
+        config,
+        passes=config.recycles + 1,
+        templates=len(samples[0].get("template_aatype", ())) > 0,
+        report=report,
+    ):
+        last = deque(
+            network.passes(loaded, network.on_device(samples, config.ensembles, where)), maxlen=1
+        ).pop()
     with files.writing(out) as file:
-        np.savez(file, allow_pickle=False, **named)
+        np.savez(file, allow_pickle=False, **outputs(loaded, last))
 
 
-def read(path: Path, passes: int, ensembles: int, *, templates: bool) -> dict[str, np.ndarray]:
-    """The features in an npz file, checked, for as many passes. Raises InputError."""
+def read(path: Path, config: Config) -> list[dict[str, np.ndarray]]:
+    """The samples of the features in an npz file that all passes of `config` read, checked. Raises InputError."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             features = {name: archive[name] for name in FEATURES if name in archive}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is no npz file of arrays, or damaged"
         raise InputError(f"{path}: can't be read ({reason}).") from error
     try:
-        feature_table.check(features, templates=templates)
+        feature_table.check(features, templates=config.data.templates > 0)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    found, needed = len(features["aatype"]), passes * ensembles
-    if found < needed:
+    found, passes = len(features["aatype"]), config.recycles + 1
+    if found < passes * config.ensembles:
         raise InputError(
-            f"{path}: the features hold {found} sample{'s' * (found != 1)}, and {passes - 1} recycles need {needed}. "
-            f"Give --recycles {found // ensembles - 1} or fewer."
-            if found >= ensembles
-            else f"{path}: the features hold {found} samples, and {ensembles} ensembles need as many in each pass."
+            f"{path}: the features hold {found} samples, and {config.recycles} recycles need "
+            f"{passes * config.ensembles}: {passes} passes of {config.ensembles}. Use fewer --recycles or --ensembles."
         )
-    return {name: value[:needed] for name, value in features.items()}
+    names = [name for name in features if len(features[name]) == found]
+    return [{name: features[name][i] for name in names} for i in range(passes * config.ensembles)]
 
 
 def outputs(network: AlphaFold, result: Pass) -> dict[str, np.ndarray]:
     """A pass's results by the names under which DeepMind's were recorded, float32."""
-    heads = network.heads
+    heads, error = network.heads, network.heads.aligned_error
     named: Mapping[str, torch.Tensor | None] = {
         "final_atom_positions": result.structure.atom37,
         "final_atom_mask": result.structure.mask,
@@ -85,7 +91,7 @@ def outputs(network: AlphaFold, result: Pass) -> dict[str, np.ndarray]:
         "distogram_logits": heads.distogram(result.pair),
         "masked_msa_logits": heads.masked_msa(result.msa),
         "experimentally_resolved_logits": heads.resolved(result.single),
-        "predicted_aligned_error_logits": heads.aligned_error and heads.aligned_error(result.pair),
+        "predicted_aligned_error_logits": None if error is None else error(result.pair),
         "single": result.single,
         "msa_first_row": result.msa_first_row,
         "pair": result.pair,

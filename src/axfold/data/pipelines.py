@@ -1,10 +1,13 @@
 """From a query to the features that a model reads: which steps, in which order, for how many samples."""
 
+from collections.abc import Iterator
+from itertools import count
+
 import numpy as np
 
 from axfold.config import Config, Data
 from axfold.data import steps
-from axfold.data.features import FEATURES
+from axfold.data.features import FEATURES, Features
 from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 
@@ -43,21 +46,14 @@ def monomer(
 ) -> dict[str, np.ndarray]:
     """The features of FEATURES, with passes * config.ensembles samples on their first axis.
 
-    Sample i depends on `seed` and i alone: more passes add samples and change none. Features that do not depend on
-    the sample are read-only views of one. `templates` are used up to config.data.templates, in their order; None
-    means none found. `passes` is config.recycles + 1 unless given. Raises InputError about an alignment that does
-    not fit the sequence.
+    As `monomer_samples`, of which they are a stack: more passes add samples and change none. Features that do not
+    depend on the sample are read-only views of one. `passes` is config.recycles + 1 unless given.
     """
     samples = config.ensembles * (config.recycles + 1 if passes is None else passes)
-    once = steps.run(MONOMER, steps.query_features(query), np.random.default_rng(seed))
-    if config.data.templates:
-        found = templates or TemplateFeatures.stack((), len(query.sequence))
-        once = steps.run(
-            TEMPLATES, {**once, **found.features(config.data.templates)}, np.random.default_rng(seed)
-        )
     features: dict[str, np.ndarray] = {}
-    for i in range(samples):
-        sample = steps.run(sampling(config.data), once, np.random.default_rng([seed, i]))
+    for i, sample in zip(
+        range(samples), monomer_samples(query, config, seed, templates=templates), strict=False
+    ):
         for name, value in sample.items():
             varies = not {"S", "E"}.isdisjoint(FEATURES[name].shape)
             if i == 0:
@@ -66,3 +62,21 @@ def monomer(
             if varies:
                 features[name][i] = value
     return features
+
+
+def monomer_samples(
+    query: Query, config: Config, seed: int, *, templates: TemplateFeatures | None = None
+) -> Iterator[Features]:
+    """Samples of the features of FEATURES, each as it is asked for, without end and without their first axis.
+
+    Sample i depends on `seed` and i alone. `templates` are used up to config.data.templates, in their order; None
+    means none found. Raises InputError about an alignment that does not fit the sequence.
+    """
+    once = steps.run(MONOMER, steps.query_features(query), np.random.default_rng(seed))
+    if config.data.templates:
+        found = templates or TemplateFeatures.stack((), len(query.sequence))
+        once = steps.run(
+            TEMPLATES, {**once, **found.features(config.data.templates)}, np.random.default_rng(seed)
+        )
+    for i in count():
+        yield steps.run(sampling(config.data), once, np.random.default_rng([seed, i]))
