@@ -8,6 +8,7 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)  ## fold a small protein on the CPU with synthetic parameters
 	$(BIN)/axfold predict examples/demo.fasta --msa examples/demo.a3m --model model_3_ptm \
 	  --params synthetic --device cpu --out demo_output
+	@echo 'The results are in demo_output/ (see docs/usage.md). They are meaningless: the parameters are made up.'
 
 test: lint  ## every check and test that needs no GPU
 	$(BIN)/pytest
