@@ -13,6 +13,7 @@ class Rows:
     """Runs functions over blocks of `size` rows; None takes all rows at once.
 
     The row axis is the same, counted from the front, in all tensors of a call, since they share their batch axes.
+    Rows of an operand that lives elsewhere are brought to the device of x as they are needed.
     """
 
     size: int | None = None
@@ -24,12 +25,22 @@ class Rows:
             yield start, min(size, rows - start)
 
     def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
-        """prepare(*rows) of every block, joined along `out_axis`; `axis` is the operands' row axis."""
-        parts = [
-            prepare(*(x.narrow(axis, start, size) for x in operands))
-            for start, size in self.blocks(operands[0].shape[axis])
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=out_axis)
+        """prepare(*rows) of every block, side by side along `out_axis`; `axis` is the operands' row axis."""
+        total = operands[0].shape[axis]
+        whole, parts = None, []
+        for start, size in self.blocks(total):
+            part = prepare(*(x.narrow(axis, start, size) for x in operands))
+            if size == total:
+                return part
+            if torch.is_grad_enabled():
+                parts.append(part)
+                continue
+            if whole is None:
+                shape = list(part.shape)
+                shape[out_axis] = total
+                whole = part.new_empty(shape)
+            whole.narrow(out_axis, start, size).copy_(part)
+        return torch.cat(parts, dim=out_axis) if whole is None else whole
 
     def update(self, update: Callable[..., Tensor], x: Tensor, *operands: Tensor, axis: int) -> Tensor:
         """x with every block of rows replaced by update(rows of x, rows of each operand).
@@ -40,11 +51,12 @@ class Rows:
         parts = []
         for start, size in self.blocks(x.shape[axis]):
             rows = x.narrow(axis, start, size)
-            new = update(rows, *(operand.narrow(axis, start, size) for operand in operands))
+            new = update(rows, *(operand.narrow(axis, start, size).to(x.device) for operand in operands))
             if recorded:
                 parts.append(new)
             elif new.data_ptr() != rows.data_ptr():  # an update may have written into the rows already
                 rows.copy_(new)
+            del new
         if not recorded:
             return x
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)

@@ -72,8 +72,6 @@ class Trunk(nn.Module):
         target = features["target_feat"].to(dtype)
         seq_mask = features["seq_mask"].to(dtype)
         pair_mask = seq_mask.unsqueeze(-1) * seq_mask.unsqueeze(-2)
-        m = self.embed_msa(features["msa_feat"].to(dtype), target, recycled.msa_first_row)
-        msa_mask = features["msa_mask"].to(dtype)
         beta = pseudo_beta(recycled.positions, features["aatype"])
         z = self.embed_pair(recycled.pair, target, features["residue_index"], beta)
 
@@ -89,13 +87,13 @@ class Trunk(nn.Module):
             )
 
         e = self.embed_extra(
-            features["extra_msa"],
-            features["extra_has_deletion"].to(dtype),
-            features["extra_deletion_value"].to(dtype),
+            features["extra_msa"], features["extra_has_deletion"], features["extra_deletion_value"]
         )
         _, z = self.extra_stack(e, z, features["extra_msa_mask"].to(dtype), pair_mask)
-        del e, _
+        del e, _  # before the MSA representation is made
 
+        m = self.embed_msa(features["msa_feat"], target, recycled.msa_first_row)
+        msa_mask = features["msa_mask"].to(dtype)
         sequences = m.shape[-3]
         if self.template_torsions is not None and features["template_aatype"].shape[-2]:
             rows, mask = self.template_torsions(

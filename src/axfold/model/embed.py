@@ -11,7 +11,7 @@ from axfold.config import Model
 from axfold.model.layers import RowUpdate, one_hot_bins
 
 
-class MSAEmbedding(nn.Module):
+class MSAEmbedding(RowUpdate):
     """MSA representation from the clustered MSA, the sequence and the recycled first row.
 
     Algorithm 3, line 3; Algorithm 32, line 2.
@@ -19,9 +19,21 @@ class MSAEmbedding(nn.Module):
 
     def __init__(self, sizes: Model):
         super().__init__()
+        self.c_m = sizes.c_m
         self.msa = nn.Linear(sizes.msa_features, sizes.c_m)
         self.target = nn.Linear(sizes.target_features, sizes.c_m)
         self.norm_recycled = nn.LayerNorm(sizes.c_m)
+
+    def update(
+        self,
+        m: Float[Tensor, "*b s r c_m"],
+        msa_feat: Float[Tensor, "*b s r f"],
+        first: Float[Tensor, "*b s"],
+        target: Float[Tensor, "*b r c_m"],
+        recycled: Float[Tensor, "*b r c_m"],
+    ) -> Float[Tensor, "*b s r c_m"]:
+        of_all = self.msa(msa_feat.to(m.dtype)) + target.unsqueeze(-3)
+        return of_all + first[..., None, None] * recycled.unsqueeze(-3)
 
     def forward(
         self,
@@ -29,9 +41,12 @@ class MSAEmbedding(nn.Module):
         target_feat: Float[Tensor, "*b r t"],
         recycled: Float[Tensor, "*b r c_m"],
     ) -> Float[Tensor, "*b s r c_m"]:
-        m = self.msa(msa_feat) + self.target(target_feat).unsqueeze(-3)
-        first = m[..., :1, :, :] + self.norm_recycled(recycled).unsqueeze(-3)
-        return torch.cat([first, m[..., 1:, :, :]], dim=-3)
+        """`msa_feat` may be of another type and on another device than the result."""
+        m = recycled.new_empty(*msa_feat.shape[:-1], self.c_m)
+        first = m.new_zeros(m.shape[:-2])
+        first[..., 0] = 1
+        update = partial(self.update, target=self.target(target_feat), recycled=self.norm_recycled(recycled))
+        return self.rows.update(update, m, msa_feat, first, axis=m.dim() - 3)
 
 
 class PairEmbedding(RowUpdate):
@@ -82,12 +97,24 @@ class PairEmbedding(RowUpdate):
         return self.rows.update(update, recycled, left, pseudo_beta, residue_index, axis=recycled.dim() - 3)
 
 
-class ExtraMSAEmbedding(nn.Module):
+class ExtraMSAEmbedding(RowUpdate):
     """Extra MSA representation: Algorithm 2, line 15. The one-hot residue types are looked up, never made."""
 
     def __init__(self, sizes: Model):
         super().__init__()
+        self.c_e = sizes.c_e
         self.features = nn.Linear(sizes.extra_msa_features, sizes.c_e)
+
+    def update(
+        self,
+        e: Float[Tensor, "*b s r c_e"],
+        extra_msa: Int[Tensor, "*b s r"],
+        has_deletion: Float[Tensor, "*b s r"],
+        deletion_value: Float[Tensor, "*b s r"],
+    ) -> Float[Tensor, "*b s r c_e"]:
+        weight = self.features.weight.t()
+        deletions = torch.stack([has_deletion, deletion_value], dim=-1).to(e.dtype)
+        return F.embedding(extra_msa, weight[:-2]) + deletions @ weight[-2:] + self.features.bias
 
     def forward(
         self,
@@ -95,7 +122,6 @@ class ExtraMSAEmbedding(nn.Module):
         has_deletion: Float[Tensor, "*b s r"],
         deletion_value: Float[Tensor, "*b s r"],
     ) -> Float[Tensor, "*b s r c_e"]:
-        weight = self.features.weight.t()
-        e = F.embedding(extra_msa, weight[:-2])
-        deletions = torch.stack([has_deletion, deletion_value], dim=-1)
-        return e + deletions @ weight[-2:] + self.features.bias
+        """The features may be of another type and on another device than the result."""
+        e = self.features.weight.new_empty(*extra_msa.shape, self.c_e)
+        return self.rows.update(self.update, e, extra_msa, has_deletion, deletion_value, axis=e.dim() - 3)

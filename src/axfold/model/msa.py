@@ -100,30 +100,30 @@ class OuterProductMean(RowUpdate):
     def __init__(self, c_m: int, c_z: int, c_hidden: int):
         super().__init__()
         self.norm = nn.LayerNorm(c_m)
-        self.ab = nn.Linear(c_m, 2 * c_hidden)
+        self.a, self.b = nn.Linear(c_m, c_hidden), nn.Linear(c_m, c_hidden)
         self.output = nn.Linear(c_hidden * c_hidden, c_z)
         self.residual = Residual()
 
     def prepare(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
-    ) -> Float[Tensor, "*b r s two_c"]:
-        """a and b of these sequences side by side; residues first, since they are the rows of the pair."""
-        return (self.ab(self.norm(m)) * mask[..., None]).transpose(-2, -3)
+    ) -> Float[Tensor, "*b s r c"]:
+        return self.b(self.norm(m)) * mask[..., None]
 
     def update(
         self,
         z: Float[Tensor, "*b i n c_z"],
-        a: Float[Tensor, "*b i s c"],
+        m: Float[Tensor, "*b i s c_m"],
         mask: Float[Tensor, "*b i s"],
-        b: Float[Tensor, "*b n s c"],
-        all_masks: Float[Tensor, "*b n s"],
+        b: Float[Tensor, "*b s n c"],
+        masks: Float[Tensor, "*b n s"],
     ) -> Float[Tensor, "*b i n c_z"]:
-        # one product for each residue i: (c, s) with (s, n c)
-        flat = b.transpose(-2, -3).flatten(-2)
-        product = torch.matmul(a.transpose(-1, -2), flat.unsqueeze(-3))
-        product = product.unflatten(-1, (b.shape[-3], -1)).transpose(-2, -3).flatten(-2)
+        a = self.a(self.norm(m)) * mask[..., None]
+        # all of the block's products in one: (i c, s) with (s, n c)
+        product = torch.matmul(a.movedim(-1, -2).flatten(-3, -2), b.flatten(-2))
+        product = product.unflatten(-2, (z.shape[-3], -1)).unflatten(-1, (z.shape[-2], -1))
+        product = product.transpose(-2, -3).flatten(-2)
         wide = torch.promote_types(mask.dtype, torch.float32)  # bf16 can't count to 5,120
-        count = torch.matmul(mask.to(wide), all_masks.to(wide).transpose(-1, -2))
+        count = torch.matmul(mask.to(wide), masks.to(wide).transpose(-1, -2))
         return self.residual(z, self.output(product) / (count + 1e-3).to(z.dtype)[..., None])
 
     def forward(
@@ -131,7 +131,7 @@ class OuterProductMean(RowUpdate):
     ) -> Float[Tensor, "*b r r c_z"]:
         """z with its update added. Consumes z."""
         axis = z.dim() - 3
-        a, b = self.context(m, mask, axis=axis, out_axis=axis + 1).chunk(2, dim=-1)
+        b = self.context(m, mask, axis=axis, out_axis=axis)
         by_residue = mask.transpose(-1, -2)
-        update = partial(self.update, b=b, all_masks=by_residue)
-        return self.rows.update(update, z, a, by_residue, axis=axis)
+        update = partial(self.update, b=b, masks=by_residue)
+        return self.rows.update(update, z, m.transpose(-2, -3), by_residue, axis=axis)

@@ -144,7 +144,8 @@ def _evoformer_block(ours: str, scope: str, c_m: int, c_z: int, sizes: MsaStack)
 
     mine, theirs, c = f"{ours}.outer_product_mean", f"{scope}/outer_product_mean", sizes.c_outer_product
     yield from _norm(f"{mine}.norm", f"{theirs}/layer_norm_input", c_m)
-    yield from _linear(f"{mine}.ab", (f"{theirs}/left_projection", f"{theirs}/right_projection"), c_m, c)
+    yield from _linear(f"{mine}.a", f"{theirs}/left_projection", c_m, c)
+    yield from _linear(f"{mine}.b", f"{theirs}/right_projection", c_m, c)
     yield f"{mine}.output.weight", (Piece(f"{theirs}//output_w", (c, c, c_z), 2),)
     yield f"{mine}.output.bias", (Piece(f"{theirs}//output_b", (c_z,)),)
     yield from _pair_block(f"{ours}.pair", scope, c_z, sizes.pair)
