@@ -18,6 +18,10 @@ class Rows:
 
     size: int | None = None
 
+    def zeros(self, slot: str, like: Tensor, *shape: int) -> Tensor:
+        """A tensor for the large representation that `slot` names, where this object's rows live."""
+        return like.new_zeros(shape)
+
     def blocks(self, rows: int) -> Iterator[tuple[int, int]]:
         """(first row, number of rows) of each block."""
         size = min(self.size or rows, rows)

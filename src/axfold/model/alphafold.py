@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from axfold.config import Model
+from axfold.memory.rows import Rows
 from axfold.model.atoms import pseudo_beta
 from axfold.model.embed import ExtraMSAEmbedding, MSAEmbedding, PairEmbedding
 from axfold.model.evoformer import EvoformerStack
 from axfold.model.heads import Heads
+from axfold.model.layers import present
 from axfold.model.structure import Structure, StructureModule
 from axfold.model.template import TemplateEmbedding, TorsionEmbedding
 
@@ -70,8 +72,8 @@ class Trunk(nn.Module):
         """msa (without templates' rows), its first row, single, pair. Consumes the recycled pair."""
         dtype = self.single.weight.dtype
         target = features["target_feat"].to(dtype)
-        seq_mask = features["seq_mask"].to(dtype)
-        pair_mask = seq_mask.unsqueeze(-1) * seq_mask.unsqueeze(-2)
+        seq_mask = present(features["seq_mask"].to(dtype))
+        pair_mask = present(seq_mask.unsqueeze(-1) * seq_mask.unsqueeze(-2))
         beta = pseudo_beta(recycled.positions, features["aatype"])
         z = self.embed_pair(recycled.pair, target, features["residue_index"], beta)
 
@@ -89,11 +91,11 @@ class Trunk(nn.Module):
         e = self.embed_extra(
             features["extra_msa"], features["extra_has_deletion"], features["extra_deletion_value"]
         )
-        _, z = self.extra_stack(e, z, features["extra_msa_mask"].to(dtype), pair_mask)
+        _, z = self.extra_stack(e, z, present(features["extra_msa_mask"].to(dtype)), pair_mask)
         del e, _  # before the MSA representation is made
 
         m = self.embed_msa(features["msa_feat"], target, recycled.msa_first_row)
-        msa_mask = features["msa_mask"].to(dtype)
+        msa_mask = present(features["msa_mask"].to(dtype))
         sequences = m.shape[-3]
         if self.template_torsions is not None and features["template_aatype"].shape[-2]:
             rows, mask = self.template_torsions(
@@ -117,6 +119,7 @@ class AlphaFold(nn.Module):
     def __init__(self, sizes: Model):
         super().__init__()
         self.sizes = sizes
+        self.rows = Rows()
         self.trunk = Trunk(sizes)
         self.structure = StructureModule(sizes.c_s, sizes.c_z, sizes.structure)
         self.heads = Heads(sizes)
@@ -149,7 +152,7 @@ class AlphaFold(nn.Module):
         shape, n = aatype.shape, aatype.shape[-1]
         return Recycled(
             weight.new_zeros(*shape, self.sizes.c_m),
-            weight.new_zeros(*shape, n, self.sizes.c_z),
+            self.rows.zeros("pair", weight, *shape, n, self.sizes.c_z),
             self.structure.project.weight.new_zeros(*shape, 37, 3),
         )
 

@@ -1,5 +1,9 @@
 """The trunk: Algorithm 6, and Algorithm 18 for the extra MSA."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,6 +24,7 @@ class EvoformerBlock(nn.Module):
         self.msa_transition = Transition(c_m, sizes.transition_factor)
         self.outer_product_mean = OuterProductMean(c_m, c_z, sizes.c_outer_product)
         self.pair = PairBlock(c_z, sizes.pair)
+        self.idle: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext
 
     def forward(
         self,
@@ -33,7 +38,9 @@ class EvoformerBlock(nn.Module):
         m = self.column_attention(m, msa_mask)  # line 3
         m = self.msa_transition(m)  # line 4
         z = self.outer_product_mean(z, m, msa_mask)  # line 5
-        return m, self.pair(z, pair_mask)  # lines 6 to 10
+        with self.idle(m):  # the MSA representation may rest elsewhere meanwhile
+            z = self.pair(z, pair_mask)  # lines 6 to 10
+        return m, z
 
 
 class EvoformerStack(nn.Module):

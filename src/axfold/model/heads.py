@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from axfold.config import Model
+from axfold.model.layers import RowUpdate
 
 
 class Confidence(nn.Module):
@@ -24,16 +25,21 @@ class Confidence(nn.Module):
         return self.layers(self.norm(s))
 
 
-class Distogram(nn.Module):
+class Distogram(RowUpdate):
     """Logits of the distance of two residues' pseudo-beta atoms: supplement 1.9.8."""
 
     def __init__(self, c_z: int, bins: int):
         super().__init__()
         self.project = nn.Linear(c_z, bins)
 
+    def prepare(
+        self, z: Float[Tensor, "*b i n c_z"], transposed: Float[Tensor, "*b i n c_z"]
+    ) -> Float[Tensor, "*b i n bins"]:
+        return self.project(z) + self.project(transposed)
+
     def forward(self, z: Float[Tensor, "*b n n c_z"]) -> Float[Tensor, "*b n n bins"]:
-        half = self.project(z)
-        return half + half.transpose(-2, -3)
+        axis = z.dim() - 3
+        return self.context(z, z.transpose(-2, -3), axis=axis, out_axis=axis)
 
 
 class Heads(nn.Module):

@@ -88,7 +88,7 @@ class TemplatePairEmbedding(RowUpdate):
         pseudo_beta_mask: Float[Tensor, "*b n"],
         pair_mask: Float[Tensor, "*b n n"],
     ) -> Float[Tensor, "*b n n c_t"]:
-        t = pair_mask.new_zeros(*pair_mask.shape, self.sizes.c_t)
+        t = self.rows.zeros("template", pair_mask, *pair_mask.shape, self.sizes.c_t)
         rows = (
             pseudo_beta,
             pseudo_beta_mask,
@@ -159,10 +159,9 @@ class TemplateEmbedding(RowUpdate):
     ) -> Float[Tensor, "*b n n c_z"]:
         """z with its update added, unchanged if all templates are masked. Consumes z."""
         axis = z.dim() - 3
-        wide = torch.promote_types(z.dtype, torch.float32)
-        seen = z.new_zeros(*z.shape[:-1], self.heads, 2 + self.c_head, dtype=wide)
-        seen[..., 0] = 2 * MASKED  # below any logit, a masked one included
-        seen = seen.flatten(-2)
+        wide = pair_mask.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+        seen = self.rows.zeros("attention to templates", wide, *z.shape[:-1], self.heads * (2 + self.c_head))
+        seen[..., :: 2 + self.c_head] = 2 * MASKED  # below any logit, a masked one included
         for i in range(aatype.shape[-2]):
             t = self.embed(
                 aatype[..., i, :],

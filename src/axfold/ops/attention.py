@@ -22,7 +22,8 @@ def gated_attention(
 ) -> Float[Tensor, "*b r q hc"]:
     """sigmoid(gate) * softmax(c^-1/2 q kᵀ + bias) v for each row r and head h; heads side by side in the result.
 
-    `mask` is 0 where a row has no key; `bias` is the same for all rows. The softmax is taken in at least float32.
+    `mask` is 0 where a row has no key; a single number expanded (strides of 0) hides nothing. `bias` is the same
+    for all rows. The softmax is taken in at least float32.
     """
     logits = torch.einsum("...rqhc,...rkhc->...rhqk", q * q.shape[-1] ** -0.5, k)
     if bias is not None:
@@ -55,7 +56,7 @@ def gated_attention_sdpa(
     """By PyTorch's scaled_dot_product_attention, which never holds the logits of all rows."""
     q, k, v = (x.transpose(-2, -3) for x in (q, k, v))
     shared = None if bias is None else bias.unsqueeze(0)
-    if (mask != 0).all():
+    if not any(mask.stride()):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=shared)
     else:
         hidden = ((mask == 0).to(q.dtype) * MASKED)[:, None, None, :]
