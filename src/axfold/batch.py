@@ -232,7 +232,7 @@ class _Batch:
         shared = results.folder == self.request.out
         name = f"{results.job}_templates.json" if shared else "templates.json"
         files.write_json(results.folder / name, [asdict(report) for report in reports])
-        log.info("%s has %d templates: %s", query.name, len(found.names), ", ".join(found.names) or "none")
+        log.info("%s: templates used: %s", query.name, ", ".join(found.names) or "none")
         return found
 
     def _reported(self, tag: str, event: Event) -> None:

@@ -62,7 +62,7 @@ def forward(
 def read(path: Path, config: Config) -> list[dict[str, np.ndarray]]:
     """The samples of the features in an npz file that all passes of `config` read, checked. Raises InputError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             features = {name: archive[name] for name in FEATURES if name in archive}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is no npz file of arrays, or damaged"

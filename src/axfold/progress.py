@@ -75,12 +75,12 @@ class Clock:
 
     def _remaining(self) -> float | None:
         total = cost = 0.0
-        names = list(self._stages)
+        *_, last = self._stages
         for stage, blocks in self._stages.items():
             seconds = self._seconds[stage]
             if seconds:
                 cost = median(seconds)  # the first block of all also warms up
-            elif stage != names[-1] or not total:
+            elif stage != last:
                 return None
             total += (self._passes * blocks - len(seconds)) * cost
         return total
