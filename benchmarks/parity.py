@@ -113,10 +113,9 @@ def main() -> None:
         for case, rows in cases.items():
             over = [name for name, row in rows.items() if not row["error"] <= row["tolerance"]]
             worst = max(rows.values(), key=lambda row: row["error"])["error"]
-            print(
-                f"{case} {precision}: {len(rows)} tensors, largest error {worst:.1e}, over tolerance: {over or 'none'}"
-            )
-            failed += precision != "bf16" and len(over)
+            told = "" if precision == "bf16" else f", over tolerance: {over or 'none'}"
+            print(f"{case} {precision}: {len(rows)} tensors, largest error {worst:.1e}{told}")
+            failed += 0 if precision == "bf16" else len(over)
         result: dict[str, Any] = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "device": device_name(device),

@@ -219,7 +219,8 @@ def _copy(target: Tensor, source: Tensor, stream: "torch.cuda.Stream") -> None:
 
     PyTorch would gather such columns on the CPU first; the copy engine takes them as they lie.
     """
-    target, source = _row_major(target), _row_major(source)
+    if any(_row_major(x) is not x for x in (target, source)):
+        target, source = target.transpose(-2, -3), source.transpose(-2, -3)
     if target.is_contiguous() and source.is_contiguous():
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
