@@ -80,14 +80,14 @@ def remove(path: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make `folder` with its parents and see that files can be written there.
 
-    Raises InputError if they can't, AxfoldError when the disk is full.
+    Raises InputError if they can't, also because the disk is full: nothing has been done yet.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise failure(folder, error) from error
+        raise InputError(str(failure(folder, error))) from error
 
 
 def failure(path: Path, error: OSError) -> AxfoldError:
