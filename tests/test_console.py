@@ -54,12 +54,11 @@ def test_warnings_go_to_stderr(capsys):
 
 def test_on_a_terminal_a_bar_moves():
     stream = io.StringIO()
-    terminal = Console(file=stream, force_terminal=True, width=120)
-    columns = "{task.description}", "{task.fields[state]}"
-    with Progress(*columns, console=terminal, auto_refresh=False) as bar:
+    terminal = Console(file=stream, force_terminal=True, width=80)
+    with Progress(*console.bar_columns(), console=terminal, auto_refresh=False, expand=True) as bar:
         display = console.Live(bar)
         display.step(step())  # nothing has begun
-        display.begin("protein [model_1]")
+        display.begin("protein [model_1]" + " of a long name" * 9)
         display.step(step())
         bar.refresh()
         display.line("recycle=0 [done]")
@@ -71,7 +70,12 @@ def test_on_a_terminal_a_bar_moves():
         display.end()
         assert not bar.tasks
     shown = stream.getvalue()
-    for text in ("Evoformer 12/48", "about 3 min left", "recycle=0 [done]", "beware [of] this"):
+    for text in (
+        "protein [model_1]",
+        "pass 2/4, Evoformer 12/48, about 3 min left",
+        "recycle=0 [done]",
+        "beware [of] this",
+    ):
         assert text in shown
 
 

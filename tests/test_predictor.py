@@ -220,8 +220,14 @@ def test_full_memory_is_told_with_what_to_do(predictor, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(predictor.network, "forward", full)
-    with pytest.raises(AxfoldError, match=r"protein: 18 residues with --max-msa 8:8 do not fit .* of cpu"):
+    with pytest.raises(
+        AxfoldError, match=r"18 residues with --max-msa 8:8 do not fit .* of cpu\. Use a device"
+    ):
         predictor.predict(query())
+    with pytest.raises(
+        AxfoldError, match=r"with --max-msa 512:8 .* Use fewer rows, as in --max-msa 64:128, or "
+    ):
+        predictor.predict(query(), max_msa="512:8")
 
 
 def test_other_errors_are_not_taken_for_full_memory(predictor, monkeypatch):

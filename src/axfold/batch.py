@@ -7,6 +7,7 @@ that fails stops no other, and what is on disk is not done again.
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -175,10 +176,12 @@ class _Batch:
         self.stage = "writing"
         results.start()
         missing = results.missing
+        start = time.perf_counter()
         templates = self._templates(query, results, [model for model, _ in missing])
+        features_seconds = time.perf_counter() - start
         for number, (model, seed) in enumerate(missing, start=1):
             tag = results.tag(model, seed)
-            self.display.begin(f"{query.name} {tag} ({number} of {len(missing)})")
+            self.display.begin(f"{query.name} {model} seed {seed} ({number}/{len(missing)})")
             predictor = self._predictor(model)
             self.stage = "features"
             prediction = predictor.predict(
@@ -199,7 +202,7 @@ class _Batch:
             log.info("%s took %.1fs (%d recycles)", tag, prediction.seconds, len(prediction.change))
         log.info("reranking models by 'plddt' metric")
         self.stage = "ranking"
-        for rank, result in enumerate(results.finish(), start=1):
+        for rank, result in enumerate(results.finish(features_seconds=features_seconds), start=1):
             ptm = "" if result.ptm is None else f" pTM={result.ptm:.3g}"
             log.info("rank_%03d_%s pLDDT=%.3g%s", rank, result.tag, result.plddt, ptm)
 
@@ -263,7 +266,6 @@ def _check(request: Options, display: Plain) -> tuple[_Batch, list[str]]:
     options.one_of("--precision", request.precision, options.PRECISIONS)
     layout = LAYOUTS[options.one_of("--layout", request.layout, tuple(LAYOUTS))]
     queries, told = _queries(request, configs)
-    files.make_folder(request.out)
     told += _check_parameters(request, configs)
     precision, slow = _precision(request)
     told += slow

@@ -14,7 +14,7 @@ from axfold.output import files
 from axfold.progress import Event, Step
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
     from axfold.weights.registry import Release
 
@@ -100,15 +100,22 @@ def display() -> Iterator[Plain]:
     if not sys.stdout.isatty():
         yield Plain()
         return
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import Progress
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[state]}", markup=False),
-    )
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*bar_columns(), transient=True, expand=True) as bar:
         yield Live(bar)
+
+
+def bar_columns() -> tuple[ProgressColumn, ...]:
+    """Title, bar, and how it stands; where the terminal is narrow the title is cut."""
+    from rich.progress import BarColumn, TextColumn
+    from rich.table import Column
+
+    return (
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True, min_width=44)),
+    )
 
 
 @contextmanager

@@ -249,9 +249,10 @@ def _memory_errors(query: Query, config: Config, device: torch.device) -> Iterat
         if not full:
             raise
         rows = f"{config.data.msa_clusters}:{config.data.extra_msa}"
+        fewer = "" if config.data.msa_clusters <= 64 else "fewer rows, as in --max-msa 64:128, or "
         raise AxfoldError(
             f"{query.name}: {len(query.sequence)} residues with --max-msa {rows} do not fit into the memory of "
-            f"{device}. Use fewer rows, as in --max-msa 64:128, --precision bf16, or a device with more memory."
+            f"{device}. Use {fewer}a device with more memory."
         ) from error
 
 
