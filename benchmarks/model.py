@@ -185,6 +185,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--repeats", type=int, default=2, help="passes of which the fastest counts")
     parser.add_argument("--peers", action="store_true", help="time other packages too, where installed")
+    parser.add_argument("--note", default="", help="a remark for the report, such as what else was running")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")
     return parser.parse_args()
 
@@ -198,7 +200,8 @@ def main() -> None:
     if args.blocks is not None:
         stack = replace(config.model.evoformer, blocks=args.blocks)
         config = replace(config, model=replace(config.model, evoformer=stack))
-    print(f"{device_name(device)}; torch {torch.__version__}, axfold {axfold.__version__} ({commit()})")
+    version = f"{axfold.__version__} ({commit()})"
+    print(f"{device_name(device)}; torch {torch.__version__}, axfold {version}")
 
     clock = Clock(device)
     engines: list[tuple[str, str, Callable[[Any], Any]]] = [
@@ -225,9 +228,10 @@ def main() -> None:
         return
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "note": args.note,
         "device": device_name(device),
         "versions": {
-            "axfold": f"{axfold.__version__} ({commit()})",
+            "axfold": version,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -242,7 +246,7 @@ def main() -> None:
         "measured": measured,
     }
     kind = re.sub(r"\W+", "-", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu").lower()
-    path = RESULTS / f"{result['date']}-{kind}-{args.precision}.json"
+    path = args.results / f"{result['date']}-{kind}-{args.precision}.json"
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     os.replace(temporary, path)

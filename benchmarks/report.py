@@ -19,10 +19,10 @@ pass of each counts.
 """
 
 
-def newest() -> Iterator[dict[str, Any]]:
+def newest(folder: Path) -> Iterator[dict[str, Any]]:
     """The last result of each device and setting, devices in alphabetical order."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*.json")):  # names begin with the date
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
         result = json.loads(path.read_text("utf-8"))
         found[result["device"], json.dumps(result["settings"])] = result
     return (found[key] for key in sorted(found))
@@ -44,8 +44,10 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{result['date']}; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ". "
         f"{settings['clusters']} clusters, {settings['extra']:,} extra sequences, {settings['blocks']} Evoformer "
-        f"blocks; the best of {settings['repeats']}. Seconds a pass:\n"
+        f"blocks; seconds a pass, the best of {settings['repeats']}.\n"
     )
+    if result["note"]:
+        yield f"{result['note']}\n"
     rows = []
     for length in lengths:
         cells = [by_cell.get((length, *column)) for column in columns]
@@ -72,9 +74,13 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def page(folder: Path) -> str:
+    """The whole page of the results in `folder`."""
+    return HEAD + "\n".join(line for result in newest(folder) for line in section(result)) + "\n"
+
+
 def main() -> None:
-    lines = [line for result in newest() for line in section(result)]
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n", "utf-8")
+    PAGE.write_text(page(RESULTS), "utf-8")
     print(f"written: {PAGE}")
 
 
