@@ -42,7 +42,7 @@ def test_host_memory_is_used_again():
     before = {slot: kept.data_ptr() for slot, kept in bus._host.items()}
     run(away, make_features(9, seed=2))
     assert {slot: kept.data_ptr() for slot, kept in bus._host.items()} == before
-    assert set(before) == {"pair", "template", "attention to templates"}
+    assert set(before) == {"pair", "extra MSA", "template", "attention to templates"}
 
 
 @pytest.mark.gpu

@@ -97,3 +97,13 @@ def test_named_backend_that_cannot_take_a_call_says_why():
         ops.gated_attention(*arguments, backend="sdpa")
     with pytest.raises(ops.BackendError, match=r"no backend 'cuda'; it has reference, sdpa"):
         ops.gated_attention(*arguments, backend="cuda")
+
+
+def test_rows_that_hide_keys_come_a_few_at_a_time(monkeypatch):
+    """However few fit, and where no row of a block hides any."""
+    monkeypatch.setattr("axfold.ops.attention._MASKED_LOGITS", 2 * 4 * 17**2)
+    q, k, v, gate, mask, bias = inputs(9, 17)
+    for hidden in (mask, torch.ones_like(mask), torch.zeros_like(mask)):
+        arguments = q, k, v, gate, hidden, bias
+        expected = ops.gated_attention(*arguments, backend="reference")
+        torch.testing.assert_close(ops.gated_attention(*arguments, backend="sdpa"), expected)

@@ -17,6 +17,8 @@ class MSAEmbedding(RowUpdate):
     Algorithm 3, line 3; Algorithm 32, line 2.
     """
 
+    stage = "MSA embedding"
+
     def __init__(self, sizes: Model):
         super().__init__()
         self.c_m = sizes.c_m
@@ -55,6 +57,8 @@ class PairEmbedding(RowUpdate):
     Algorithm 3, lines 1, 2 and 4; Algorithms 4 and 5; Algorithm 32, lines 1, 3 and 4. The recycled pair
     becomes the new one row by row. AlphaFold adds these terms in the first pass too, of zeros.
     """
+
+    stage = "pair embedding"
 
     def __init__(self, sizes: Model):
         super().__init__()
@@ -100,6 +104,8 @@ class PairEmbedding(RowUpdate):
 class ExtraMSAEmbedding(RowUpdate):
     """Extra MSA representation: Algorithm 2, line 15. The one-hot residue types are looked up, never made."""
 
+    stage = "extra MSA embedding"
+
     def __init__(self, sizes: Model):
         super().__init__()
         self.c_e = sizes.c_e
@@ -123,5 +129,5 @@ class ExtraMSAEmbedding(RowUpdate):
         deletion_value: Float[Tensor, "*b s r"],
     ) -> Float[Tensor, "*b s r c_e"]:
         """The features may be of another type and on another device than the result."""
-        e = self.features.weight.new_empty(*extra_msa.shape, self.c_e)
+        e = self.rows.zeros("extra MSA", self.features.weight, *extra_msa.shape, self.c_e)
         return self.rows.update(self.update, e, extra_msa, has_deletion, deletion_value, axis=e.dim() - 3)

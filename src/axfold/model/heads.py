@@ -28,6 +28,8 @@ class Confidence(nn.Module):
 class Distogram(RowUpdate):
     """Logits of the distance of two residues' pseudo-beta atoms: supplement 1.9.8."""
 
+    stage = "distogram"
+
     def __init__(self, c_z: int, bins: int):
         super().__init__()
         self.project = nn.Linear(c_z, bins)

@@ -1,6 +1,6 @@
 """What the modules are built of."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -50,8 +50,11 @@ class RowUpdate(nn.Module):
         new = update(rows of x, rows of ..., context)    # these rows with their update
 
     and its `forward` feeds them through `rows`, which decides how many rows go at once and where they live.
-    A module that acts on columns feeds x with its two leading axes exchanged.
+    A module that acts on columns feeds x with its two leading axes exchanged. `stage` is the name by which the
+    plan of the memory knows what its rows cost.
     """
+
+    stage: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +76,13 @@ class GatedLinear(nn.Module):
         self.linear = nn.Linear(c_in, 2 * c_out)
 
     def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
-        value, gate = self.linear(x).chunk(2, dim=-1)
-        return value * gate.sigmoid()
+        return nn.functional.glu(self.linear(x), dim=-1)
 
 
 class Transition(RowUpdate):
     """Two layers on every element by itself: Algorithm 9 on the MSA, Algorithm 15 on the pair representation."""
+
+    stage = "transition"
 
     def __init__(self, c: int, factor: int):
         super().__init__()

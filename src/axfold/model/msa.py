@@ -13,6 +13,8 @@ from axfold.ops.attention import MASKED
 class MSARowAttention(RowUpdate):
     """Attention among the residues of a sequence, biased by the pair representation: Algorithm 7."""
 
+    stage = "MSA row attention"
+
     def __init__(self, c_m: int, c_z: int, c_head: int, heads: int, dropout: float = 0.15):
         super().__init__()
         self.norm, self.norm_pair = nn.LayerNorm(c_m), nn.LayerNorm(c_z)
@@ -40,6 +42,8 @@ class MSARowAttention(RowUpdate):
 class MSAColumnAttention(RowUpdate):
     """Attention among the sequences at a residue: Algorithm 8. Its rows are the columns of the MSA."""
 
+    stage = "MSA column attention"
+
     def __init__(self, c_m: int, c_head: int, heads: int):
         super().__init__()
         self.norm = nn.LayerNorm(c_m)
@@ -61,6 +65,8 @@ class MSAColumnAttention(RowUpdate):
 
 class MSAColumnGlobalAttention(RowUpdate):
     """Attention of one mean query to the sequences at a residue: Algorithm 19. All heads share keys and values."""
+
+    stage = "global column attention"
 
     def __init__(self, c_m: int, c_head: int, heads: int):
         super().__init__()
@@ -96,6 +102,8 @@ class MSAColumnGlobalAttention(RowUpdate):
 
 class OuterProductMean(RowUpdate):
     """The pair representation's update from the MSA: Algorithm 10. Rows of the pair; b is the context."""
+
+    stage = "outer product mean"
 
     def __init__(self, c_m: int, c_z: int, c_hidden: int):
         super().__init__()

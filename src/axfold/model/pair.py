@@ -20,6 +20,8 @@ class TriangleMultiplication(RowUpdate):
     latter is written here: z_ij receives sum_k own_ik others_jk, and all of `others` is the context of the rows i.
     """
 
+    stage = "triangle multiplication"
+
     def __init__(
         self, c_z: int, c_hidden: int, edges: Literal["outgoing", "incoming"], dropout: float = DROPOUT
     ):
@@ -42,10 +44,12 @@ class TriangleMultiplication(RowUpdate):
         self, z: Float[Tensor, "*b i n c_z"], mask: Float[Tensor, "*b i n"], others: Float[Tensor, "*b c n n"]
     ) -> Float[Tensor, "*b i n c_z"]:
         x = self.norm(z)  # line 1
-        own = (self.own(x) * mask[..., None]).movedim(-1, -3)  # line 2
-        product = torch.matmul(own, others.transpose(-1, -2)).movedim(-3, -1)
-        update = self.output(self.norm_product(product)) * self.output_gate(x).sigmoid()  # lines 3, 4
-        return self.residual(z, update)
+        own = (self.own(x) * mask[..., None]).movedim(-1, -3).contiguous()  # line 2
+        update = torch.matmul(own, others.transpose(-1, -2)).movedim(-3, -1)
+        del own
+        update = self.norm_product(update)
+        update = self.output(update)  # each step lets go of the one before
+        return self.residual(z, update * self.output_gate(x).sigmoid())  # lines 3, 4
 
     def forward(
         self, z: Float[Tensor, "*b n n c_z"], mask: Float[Tensor, "*b n n"]
@@ -64,6 +68,8 @@ class TriangleAttention(RowUpdate):
     The ending node's update of z is the starting node's of zᵀ. The bias from the third edge, the same for all
     rows, is the context.
     """
+
+    stage = "triangle attention"
 
     def __init__(
         self, c_z: int, c_head: int, heads: int, node: Literal["starting", "ending"], dropout: float = DROPOUT

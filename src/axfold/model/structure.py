@@ -39,6 +39,8 @@ class InvariantPointAttention(RowUpdate):
     [xyz][head][point], the keys of a head before its values.
     """
 
+    stage = "invariant point attention"
+
     def __init__(self, c_s: int, c_z: int, sizes: Sizes):
         super().__init__()
         self.sizes = sizes

@@ -44,6 +44,8 @@ class TorsionEmbedding(nn.Module):
 class TemplatePairEmbedding(RowUpdate):
     """Pair representation t of one template: Algorithm 2, lines 9 and 11, with the stack of Algorithm 16."""
 
+    stage = "template embedding"
+
     def __init__(self, sizes: Templates):
         super().__init__()
         self.sizes = sizes
@@ -109,6 +111,8 @@ class TemplateEmbedding(RowUpdate):
     The templates come one by one: what the attention keeps of those before is the running maximum of the
     logits, the sum of the weights, and the weighted sum of the values (in the channels of `seen`).
     """
+
+    stage = "template attention"
 
     def __init__(self, c_z: int, sizes: Templates):
         super().__init__()

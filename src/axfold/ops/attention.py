@@ -34,7 +34,7 @@ def gated_attention(
     return (gate.sigmoid() * torch.einsum("...rhqk,...rkhc->...rqhc", weights, v)).flatten(-2)
 
 
-_MASKED_ROWS = 16  # rows at once where keys are masked: their logits' bias is a tensor of its own for each
+_MASKED_LOGITS = 1 << 25  # at once where keys are masked: each row has a bias of its own
 
 
 def _sdpa_why_not(
@@ -60,11 +60,10 @@ def gated_attention_sdpa(
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=shared)
     else:
         hidden = ((mask == 0).to(q.dtype) * MASKED)[:, None, None, :]
-        blocks = [x.split(_MASKED_ROWS) for x in (q, k, v, hidden)]
-        out = torch.cat(
-            [
-                F.scaled_dot_product_attention(q, k, v, attn_mask=own if shared is None else shared + own)
-                for q, k, v, own in zip(*blocks, strict=True)
-            ]
-        )
-    return (gate.sigmoid() * out.transpose(-2, -3)).flatten(-2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden if shared is None else shared)
+        if shared is not None:  # once more for the rows that hide keys, with a bias for each: usually a few
+            rows = (mask == 0).any(-1).nonzero().squeeze(-1)
+            for some in rows.split(max(_MASKED_LOGITS // shared.numel(), 1)) if len(rows) else ():
+                own = shared + hidden[some]
+                out[some] = F.scaled_dot_product_attention(q[some], k[some], v[some], attn_mask=own)
+    return out.transpose(-2, -3).mul_(gate.sigmoid()).flatten(-2)  # no gradient is recorded here
