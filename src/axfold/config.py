@@ -123,8 +123,8 @@ class Config:
 _TEMPLATES = Model(templates=Templates())
 _PTM = Heads(aligned_error=True)
 
-_MONOMER = {
-    "model_1": Config(name="model_1", model=_TEMPLATES, data=Data(extra_msa=5120, templates=4)),  # Table 5: 1.1.1
+_MONOMER = {  # named as in supplement Table 5
+    "model_1": Config(name="model_1", model=_TEMPLATES, data=Data(extra_msa=5120, templates=4)),  # 1.1.1
     "model_2": Config(name="model_2", model=_TEMPLATES, data=Data(templates=4)),  # 1.1.2
     "model_3": Config(name="model_3", data=Data(extra_msa=5120)),  # 1.2.1
     "model_4": Config(name="model_4", data=Data(extra_msa=5120)),  # 1.2.2
