@@ -70,12 +70,23 @@ def load_network(config: Config, parameters: Source, device: torch.device, preci
 def on_device(
     samples: Iterable[Mapping[str, np.ndarray]], ensembles: int, device: torch.device
 ) -> Iterator[list[Features]]:
-    """What each pass reads: as many samples of the features as `ensembles`, on `device`, taken when asked for."""
-    names = [name for name, feature in FEATURES.items() if feature.read]
+    """What each pass reads: as many samples of the features as `ensembles`, taken when asked for.
+
+    On `device`, but for the features of the MSA's rows: those are large, and brought as they are embedded.
+    """
+    places = {
+        name: torch.device("cpu") if {"S", "E"} & set(feature.shape) else device
+        for name, feature in FEATURES.items()
+        if feature.read
+    }
     each = iter(samples)
     while several := list(islice(each, ensembles)):
         yield [
-            {name: torch.tensor(sample[name], device=device) for name in names if name in sample}
+            {
+                name: torch.tensor(sample[name], device=place)
+                for name, place in places.items()
+                if name in sample
+            }
             for sample in several
         ]
 

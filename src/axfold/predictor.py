@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from axfold import network
 from axfold.config import Config, Heads
@@ -31,6 +31,7 @@ from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
+from axfold.model.heads import AlignedError
 from axfold.options import DEFAULT_MODEL, configured
 from axfold.output import confidence
 from axfold.output.prediction import Prediction
@@ -264,14 +265,14 @@ def _read_templates(query: Query, limit: int, max_date: date | None) -> Template
     return found
 
 
-def _aligned_error(head: nn.Module, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
+def _aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
     """PAE (N, N), the largest value it can have, Å, and pTM. The logits exist for a few rows at a time."""
     edges = confidence.error_edges(sizes.aligned_error_bins, sizes.aligned_error_max)
     n_res = len(pair)
     errors, best = np.empty((n_res, n_res), np.float32), 0.0
     rows = max(_LOGITS // (n_res * sizes.aligned_error_bins), 1)
     for start in range(0, n_res, rows):
-        logits = _array(head(pair[start : start + rows]))
+        logits = _array(head.prepare(pair[start : start + rows].to(head.project.weight.device)))
         errors[start : start + rows] = confidence.aligned_error(logits, edges)
         best = max(best, float(confidence.tm_by_alignment(logits, edges, n_res).max()))
     return errors, float(confidence.error_centers(edges)[-1]), best

@@ -66,3 +66,15 @@ def test_what_can_not_be_converted(tmp_path, source, tiny, released):
     with pytest.raises(WeightsError, match="is missing"):
         convert(source, "model_1_ptm", tmp_path / "a.safetensors")
     assert not list(tmp_path.glob("*a.safetensors*"))
+
+
+def test_synthetic_parameters_stay_known_as_such(tmp_path, source, tiny):
+    """A structure predicted with them means nothing, however often they are converted."""
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    convert(Source(seed=3), "model_1_ptm", first)
+    convert(Source(first), "model_1_ptm", second)
+    assert Source(first).is_synthetic
+    assert Source(second).is_synthetic
+    assert not source.is_synthetic
+    convert(source, "model_1_ptm", first)
+    assert not Source(first).is_synthetic

@@ -69,10 +69,13 @@ class Trunk(nn.Module):
         self.single = nn.Linear(sizes.c_m, sizes.c_s)
 
     def forward(self, features: Features, recycled: Recycled) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """msa (without templates' rows), its first row, single, pair. Consumes the recycled pair."""
-        dtype = self.single.weight.dtype
-        target = features["target_feat"].to(dtype)
-        seq_mask = present(features["seq_mask"].to(dtype))
+        """msa (without templates' rows), its first row, single, pair. Consumes the recycled pair.
+
+        The MSA's features may be on the host: their rows are brought as they are embedded.
+        """
+        weight = self.single.weight
+        target = features["target_feat"].to(weight)
+        seq_mask = present(features["seq_mask"].to(weight))
         pair_mask = present(seq_mask.unsqueeze(-1) * seq_mask.unsqueeze(-2))
         beta = pseudo_beta(recycled.positions, features["aatype"])
         z = self.embed_pair(recycled.pair, target, features["residue_index"], beta)
@@ -91,11 +94,11 @@ class Trunk(nn.Module):
         e = self.embed_extra(
             features["extra_msa"], features["extra_has_deletion"], features["extra_deletion_value"]
         )
-        _, z = self.extra_stack(e, z, present(features["extra_msa_mask"].to(dtype)), pair_mask)
+        _, z = self.extra_stack(e, z, present(features["extra_msa_mask"].to(weight)), pair_mask)
         del e, _  # before the MSA representation is made
 
         m = self.embed_msa(features["msa_feat"], target, recycled.msa_first_row)
-        msa_mask = present(features["msa_mask"].to(dtype))
+        msa_mask = present(features["msa_mask"].to(weight))
         sequences = m.shape[-3]
         if self.template_torsions is not None and features["template_aatype"].shape[-2]:
             rows, mask = self.template_torsions(

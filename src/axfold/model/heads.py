@@ -44,6 +44,21 @@ class Distogram(RowUpdate):
         return self.context(z, z.transpose(-2, -3), axis=axis, out_axis=axis)
 
 
+class AlignedError(RowUpdate):
+    """Logits of the error of residue j when the structures are aligned on residue i: supplement 1.9.7."""
+
+    def __init__(self, c_z: int, bins: int):
+        super().__init__()
+        self.project = nn.Linear(c_z, bins)
+
+    def prepare(self, z: Float[Tensor, "*b i n c_z"]) -> Float[Tensor, "*b i n bins"]:
+        return self.project(z)
+
+    def forward(self, z: Float[Tensor, "*b n n c_z"]) -> Float[Tensor, "*b n n bins"]:
+        axis = z.dim() - 3
+        return self.context(z, axis=axis, out_axis=axis)
+
+
 class Heads(nn.Module):
     """The heads, each called by who needs it: the large ones are O(N²) logits.
 
@@ -57,4 +72,6 @@ class Heads(nn.Module):
         self.distogram = Distogram(sizes.c_z, heads.distogram_bins)
         self.masked_msa = nn.Linear(sizes.c_m, heads.masked_msa_classes)
         self.resolved = nn.Linear(sizes.c_s, 37)  # 1.9.10: which atoms an experiment would see
-        self.aligned_error = nn.Linear(sizes.c_z, heads.aligned_error_bins) if heads.aligned_error else None
+        self.aligned_error = (
+            AlignedError(sizes.c_z, heads.aligned_error_bins) if heads.aligned_error else None
+        )

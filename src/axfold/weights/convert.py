@@ -39,7 +39,7 @@ def convert(source: Source, model: str, out: Path) -> Converted:
             state = {name: names.assemble(pieces, tensors) for name, pieces in wanted.items()}
     about = {
         "model": model,
-        "source": str(source) if source.path is None else source.path.name,
+        "source": str(source) if source.path is None else files.origin(source.path) or source.path.name,
         "licence": "none (pseudo-random numbers)" if source.is_synthetic else _LICENCE,
     }
     files.write(out, state, about)

@@ -118,6 +118,19 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
             raise AxfoldError(f"{path}: can't be written ({error}).") from error
 
 
+def origin(path: Path) -> str:
+    """What axfold's own file was converted from, as `write` was told; "" for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("source", "")
+    except (SafetensorError, OSError):
+        return ""  # `opened` says what is wrong with it
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name at the end, or vanishes if anything fails."""

@@ -255,7 +255,7 @@ def _heads(sizes: Model) -> Named:
     yield from _linear("heads.resolved", f"{ROOT}/experimentally_resolved_head/logits", c_s, 37)
     if heads.aligned_error:
         error = f"{ROOT}/predicted_aligned_error_head/logits"
-        yield from _linear("heads.aligned_error", error, sizes.c_z, heads.aligned_error_bins)
+        yield from _linear("heads.aligned_error.project", error, sizes.c_z, heads.aligned_error_bins)
 
 
 def _model(sizes: Model) -> Named:

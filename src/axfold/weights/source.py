@@ -22,7 +22,7 @@ class Source:
     @property
     def is_synthetic(self) -> bool:
         """True where a structure predicted with these parameters means nothing; every output says so."""
-        return self.path is None
+        return self.path is None or files.origin(self.path).startswith("synthetic")
 
     def __str__(self) -> str:
         return f"synthetic:{self.seed}" if self.path is None else str(self.path)
