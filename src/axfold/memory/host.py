@@ -39,10 +39,15 @@ class Bus:
         size = prod(shape) * dtype.itemsize
         if slot not in self._host or self._host[slot].numel() < size:
             self._host.pop(slot, None)
-            self._host[slot] = torch.empty(size, dtype=torch.uint8)
+            self._host[slot] = torch.empty(0, dtype=torch.uint8)
+            self._host[slot].resize_(size)  # only now: `keeps` knows it from its first byte on
             if self.on_gpu:
                 _pin(self._host[slot])
         return self._host[slot][:size].view(dtype).view(shape)
+
+    def keeps(self, storage: torch.UntypedStorage) -> bool:
+        """Is this the host memory of some name?"""
+        return any(storage.data_ptr() == kept.untyped_storage().data_ptr() for kept in self._host.values())
 
     def begin(self) -> None:
         """Before the first block of a call: what earlier calls computed and sent is complete for this one."""
@@ -114,12 +119,16 @@ class Bus:
 class HostRows(Rows):
     """Rows for tensors that may live in host memory: their blocks pass through the bus's device.
 
-    Tensors on the device are worked on as `Rows` does.
+    Tensors on the device are worked on as `Rows` does. `slots` are the representations to keep on the host; None
+    keeps all.
     """
 
     bus: Bus | None = None
+    slots: frozenset[str] | None = None
 
     def zeros(self, slot: str, like: Tensor, *shape: int) -> Tensor:
+        if self.slots is not None and slot not in self.slots:
+            return super().zeros(slot, like, *shape)
         assert self.bus is not None
         return self.bus.host(slot, shape, like.dtype).zero_()
 
@@ -129,8 +138,7 @@ class HostRows(Rows):
             return False
         if self.bus.on_gpu:
             return not x.is_cuda
-        storage = x.untyped_storage().data_ptr()
-        return any(storage == kept.untyped_storage().data_ptr() for kept in self.bus._host.values())
+        return self.bus.keeps(x.untyped_storage())
 
     def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
         passing = [self._passes(x) for x in operands]
@@ -151,6 +159,7 @@ class HostRows(Rows):
                 shape[out_axis] = total
                 whole = part.new_empty(shape)
             whole.narrow(out_axis, start, size).copy_(part)
+            del part
         assert whole is not None
         return whole
 

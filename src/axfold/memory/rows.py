@@ -44,6 +44,7 @@ class Rows:
                 shape[out_axis] = total
                 whole = part.new_empty(shape)
             whole.narrow(out_axis, start, size).copy_(part)
+            del part
         return torch.cat(parts, dim=out_axis) if whole is None else whole
 
     def update(self, update: Callable[..., Tensor], x: Tensor, *operands: Tensor, axis: int) -> Tensor:

@@ -47,6 +47,8 @@ class Distogram(RowUpdate):
 class AlignedError(RowUpdate):
     """Logits of the error of residue j when the structures are aligned on residue i: supplement 1.9.7."""
 
+    stage = "aligned error"
+
     def __init__(self, c_z: int, bins: int):
         super().__init__()
         self.project = nn.Linear(c_z, bins)

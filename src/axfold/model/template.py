@@ -175,5 +175,6 @@ class TemplateEmbedding(RowUpdate):
                 pair_mask,
             )
             seen = self.rows.update(partial(self.attend, mask=template_mask[..., i]), seen, z, t, axis=axis)
+            del t  # before the next one is made
         present = (template_mask.sum(-1) > 0).to(z.dtype)
         return self.rows.update(partial(self.update, present=present), z, seen, axis=axis)

@@ -1,0 +1,29 @@
+"""A plan is carried out by a network: two attributes of the modules that read them are set, from outside."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from torch import nn
+
+from axfold.memory.host import Bus, HostRows
+from axfold.memory.plan import Plan
+from axfold.memory.rows import Rows
+
+
+def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
+    """Run `network` as `plan` says, until another is applied.
+
+    `bus` carries what the plan keeps on the host; a plan that keeps nothing there needs none.
+    """
+    if bus is None and (plan.host or plan.rest):
+        raise ValueError("a plan that keeps representations on the host needs a bus")
+    for module in network.modules():
+        if isinstance(getattr(module, "rows", None), Rows):
+            stage = getattr(module, "stage", None)  # the network itself only makes a representation
+            size = None if stage is None else plan.blocks.get(stage)
+            rows = HostRows(size, bus, plan.host) if plan.host else Rows(size)
+            setattr(module, "rows", rows)  # noqa: B010 - it is no tensor, as PyTorch's annotations have it
+        if hasattr(module, "idle"):
+            idle = bus.resting if bus is not None and plan.rest else nullcontext
+            setattr(module, "idle", idle)  # noqa: B010
