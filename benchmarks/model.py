@@ -27,9 +27,11 @@ import torch
 from torch import nn
 
 import axfold
+from axfold import network, planning
 from axfold.config import PRESETS, Config
 from axfold.data import pipelines
 from axfold.data.query import Alignment, Query
+from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
 from axfold.residues import RESTYPES
 from peers import openfold
@@ -102,15 +104,18 @@ class Clock:
 
 
 def build(config: Config, device: torch.device, dtype: torch.dtype, clock: Clock) -> Callable[[Any], Any]:
-    """A function that runs one pass of axfold with all heads, on features of `pipelines.monomer`."""
+    """A function that runs one pass of axfold with all heads, by the plan that a prediction would take."""
     torch.manual_seed(0)
     model = AlphaFold(config.model).to_precision(dtype).to(device).eval()
     clock.watch(model)
+    bus = Bus(device)
 
     def one_pass(features: Mapping[str, np.ndarray]) -> Any:
-        sample = {name: torch.from_numpy(value).to(device) for name, value in features.items()}
+        memory = planning.find_memory(device)
+        planning.Ladder(model, planning.sizes_of(features, config, model), memory, bus, print)
+        (samples,) = network.on_device([features], 1, device)
         with torch.inference_mode():
-            result = model([sample])
+            result = model(samples)
             heads = model.heads
             logits = [
                 heads.confidence(result.structure.single),

@@ -29,7 +29,7 @@ from axfold.output.layouts import LAYOUTS
 from axfold.output.prediction import WARNING
 from axfold.output.records import Result
 from axfold.output.results import Results, job_names
-from axfold.progress import Event, FeaturesMade, PassDone, Step
+from axfold.progress import Event, FeaturesMade, PassDone, Planned, Step
 
 if TYPE_CHECKING:
     from axfold.predictor import Predictor
@@ -59,6 +59,7 @@ class Options:
     num_seeds: int = 1
     device: str = "auto"
     precision: str = "auto"
+    memory_budget: str | None = None
     layout: str = "colabfold"
     overwrite: bool = False
     save_recycles: bool = False
@@ -173,9 +174,12 @@ class _Batch:
         if results.finished:
             log.info("%s is finished already", query.name)
             return
+        missing = results.missing
+        self.stage = "planning"
+        for model in dict.fromkeys(model for model, _ in missing):
+            self._plan(query, self.configs[model])
         self.stage = "writing"
         results.start()
-        missing = results.missing
         start = time.perf_counter()
         templates = self._templates(query, results, [model for model, _ in missing])
         features_seconds = time.perf_counter() - start
@@ -206,6 +210,15 @@ class _Batch:
             ptm = "" if result.ptm is None else f" pTM={result.ptm:.3g}"
             log.info("rank_%03d_%s pLDDT=%.3g%s", rank, result.tag, result.plddt, ptm)
 
+    def _plan(self, query: Query, config: Config) -> None:
+        """Refuse a protein for which no plan has the memory before its model is loaded. Raises DoesNotFit."""
+        from axfold import network, planning
+
+        device = network.find_device(self.request.device)
+        precision = network.find_precision(self.request.precision, device)
+        memory = planning.find_memory(device, self.request.memory_budget)
+        planning.choose(planning.sizes_before(query, config, precision, device), memory)
+
     def _predictor(self, model: str) -> Predictor:
         """Kept, since a model takes longer to load than a small protein to fold."""
         if model not in self._predictors:
@@ -217,6 +230,7 @@ class _Batch:
                 params=self.request.params,
                 device=self.request.device,
                 precision=self.request.precision,
+                memory_budget=self.request.memory_budget,
             )
         return self._predictors[model]
 
@@ -242,6 +256,9 @@ class _Batch:
         match event:
             case FeaturesMade():
                 self.stage = "network"
+            case Planned():
+                self.display.end()
+                log.info("%s plan: %s", tag, event.text)
             case Step():
                 self.display.step(event)
             case PassDone():
@@ -314,9 +331,10 @@ def _check_parameters(request: Options, configs: dict[str, Config]) -> list[str]
 
 def _precision(request: Options) -> tuple[str, list[str]]:
     """The precision on the device, which is tried; warnings."""
-    from axfold import network
+    from axfold import network, planning
 
     device = network.find_device(request.device)
+    planning.find_memory(device, request.memory_budget)  # raises what is wrong with the budget
     precision = network.find_precision(request.precision, device)
     slow = precision == "bf16" and device.type == "cpu"
     return precision, ["On a CPU bf16 saves memory, but is mostly slower than fp32."] if slow else []

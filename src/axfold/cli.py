@@ -85,6 +85,12 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, fp32 or bf16; auto is bf16 on GPUs that have it.")
 ]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget", help="Use no more of the device's memory, such as 8GB. Default: what is free."
+    ),
+]
 Recycles = Annotated[int | None, typer.Option("--recycles", help="Passes after the first.")]
 Ensembles = Annotated[
     int | None, typer.Option("--ensembles", help="Samples of the MSA in each pass; CASP14's runs had 8.")
@@ -138,6 +144,7 @@ def predict(
     ensembles: Ensembles = None,
     precision: Precision = "auto",
     device: Device = "auto",
+    memory_budget: MemoryBudget = None,
     layout: Annotated[
         str, typer.Option("--layout", help="File names: colabfold or alphafold.")
     ] = "colabfold",
@@ -171,6 +178,7 @@ def predict(
         num_seeds=num_seeds,
         device=device,
         precision=precision,
+        memory_budget=memory_budget,
         layout=layout,
         overwrite=overwrite,
         save_recycles=save_recycles,
@@ -193,6 +201,7 @@ def forward(
     ensembles: Ensembles = None,
     precision: Precision = "fp32",
     device: Device = "auto",
+    memory_budget: MemoryBudget = None,
 ) -> None:
     """Run the network on processed features; write what the last pass computes under the recorded names."""
     from axfold import console
@@ -209,6 +218,7 @@ def forward(
             ensembles=ensembles,
             precision=precision,
             device=device,
+            memory_budget=memory_budget,
             report=display.event,
         )
     typer.echo(str(out))

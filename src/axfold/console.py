@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axfold.output import files
-from axfold.progress import Event, Step
+from axfold.progress import Event, Planned, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
@@ -51,6 +51,8 @@ class Plain:
         """A prediction reports anything; its steps are shown."""
         if isinstance(event, Step):
             self.step(event)
+        elif isinstance(event, Planned):
+            self.line(f"plan: {event.text}")
 
     def progress(self, share: float, state: str) -> None:
         """Work goes on: the share of it that is done, and how it stands."""

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from axfold import network, options
+from axfold import network, options, planning
 from axfold.config import Config
 from axfold.data import features as feature_table
 from axfold.data.features import FEATURES
 from axfold.errors import InputError
+from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold, Pass
 from axfold.output import files
-from axfold.progress import Report
+from axfold.progress import Planned, Report
 from axfold.weights import source
 
 
@@ -32,6 +33,7 @@ def forward(
     ensembles: int | None = None,
     precision: str = "fp32",
     device: str = "auto",
+    memory_budget: str | None = None,
     report: Report | None = None,
 ) -> None:
     """Write what the last pass computes of the features in `inputs` to `out`, float32 under the recorded names.
@@ -44,7 +46,16 @@ def forward(
     files.make_folder(out.parent)
     parameters = source.find(model, params)
     where = network.find_device(device)
-    loaded = network.load_network(config, parameters, where, network.find_precision(precision, where))
+    precision = network.find_precision(precision, where)
+    memory = planning.find_memory(where, memory_budget)
+    loaded = network.load_network(config, parameters, where, precision)
+
+    def tell(text: str) -> None:
+        if report is not None:
+            report(Planned(text=text))
+
+    ladder = planning.Ladder(loaded, planning.sizes_of(samples[0], config, loaded), memory, Bus(where), tell)
+    tell(planning.summary(ladder.plan, memory))
     with network.watched(
         loaded,
         config,
@@ -53,7 +64,8 @@ def forward(
         report=report,
     ):
         last = deque(
-            network.passes(loaded, network.on_device(samples, config.ensembles, where)), maxlen=1
+            network.passes(loaded, network.on_device(samples, config.ensembles, where), ladder.leaner),
+            maxlen=1,
         ).pop()
     with files.writing(out) as file:
         np.savez(file, allow_pickle=False, **outputs(loaded, last))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 
@@ -91,16 +92,32 @@ def on_device(
         ]
 
 
-def passes(network: AlphaFold, samples: Iterable[Sequence[Features]]) -> Iterator[Pass]:
+def passes(
+    network: AlphaFold, samples: Iterable[Sequence[Features]], leaner: Callable[[], bool] | None = None
+) -> Iterator[Pass]:
     """The passes of Algorithm 2, as many as there are `samples`; each recycles the one before.
 
     A pass overwrites the pair of the one before: use that up before asking for the next, and let go of it.
-    float32 products are exact ones, without TF32.
+    float32 products are exact ones, without TF32. Where the device's memory runs out, leaner() makes the network
+    need less or returns False; the pass under way is then done again. What it recycles is kept on the host for that.
     """
     recycled = None
     for several in samples:
+        kept = None if recycled is None or leaner is None else recycled.map(lambda x: x.to("cpu", copy=True))
         with torch.inference_mode(), _without_tf32():
-            result = network(several, recycled)
+            while True:
+                try:
+                    result = network(several, recycled)
+                    break
+                except torch.OutOfMemoryError as error:
+                    if leaner is None:
+                        raise
+                    traceback.clear_frames(error.__traceback__)  # they hold what the pass had made
+                recycled = None
+                torch.cuda.empty_cache()
+                if not leaner():
+                    raise torch.OutOfMemoryError("no plan of the memory is left")
+                recycled = kept and network.placed(kept)
             recycled = result.recycled()
         yield result
         del result

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axfold import network
+from axfold import network, planning
 from axfold.config import Config, Heads
 from axfold.data import inputs, pipelines
 from axfold.data import templates as template_files
@@ -29,13 +29,14 @@ from axfold.data.features import Features
 from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
+from axfold.memory.host import Bus
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
 from axfold.model.heads import AlignedError
 from axfold.options import DEFAULT_MODEL, configured
 from axfold.output import confidence
 from axfold.output.prediction import Prediction
-from axfold.progress import FeaturesMade, PassDone, Report
+from axfold.progress import FeaturesMade, PassDone, Planned, Report
 from axfold.weights import source
 
 File = str | PathLike[str]
@@ -58,6 +59,7 @@ def predict(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    memory_budget: str | None = None,
     name: str = "protein",
     keep_recycles: bool = False,
     keep_representations: bool = False,
@@ -73,7 +75,10 @@ def predict(
         name, sequence, msa=None if msa is None else Path(msa), templates=[Path(path) for path in templates]
     )
     configured(model, recycles=recycles, tolerance=tolerance, max_msa=max_msa, ensembles=ensembles)
-    return Predictor(model, params=params, device=device, precision=precision).predict(
+    predictor = Predictor(
+        model, params=params, device=device, precision=precision, memory_budget=memory_budget
+    )
+    return predictor.predict(
         query,
         max_template_date=max_template_date,
         recycles=recycles,
@@ -94,6 +99,7 @@ class Predictor:
     params: a parameter file, a folder with it, "synthetic" or "synthetic:SEED"; None: the cache
     device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"
     precision: of the trunk, "fp32", "bf16" or "auto", which is bf16 on CUDA devices that have it
+    memory_budget: how much of the device's memory to use at most ("8GB"); None: what is free
 
     Raises InputError and WeightsError.
     """
@@ -105,11 +111,15 @@ class Predictor:
         params: File | None = None,
         device: str = "auto",
         precision: str = "auto",
+        memory_budget: str | None = None,
     ):
         self.config = configured(model)
         self.source = source.find(model, None if params is None else str(params))
         self.device = network.find_device(device)
         self.precision = network.find_precision(precision, self.device)
+        self.memory_budget = memory_budget
+        planning.find_memory(self.device, memory_budget)  # raises what is wrong with the budget
+        self.bus = Bus(self.device)
         self.network = network.load_network(self.config, self.source, self.device, self.precision)
 
     def predict(
@@ -135,7 +145,7 @@ class Predictor:
         keep_recycles, keep_representations: fill the Prediction's fields of that kind
         report: called as the prediction goes on
 
-        Raises InputError, and AxfoldError where the memory does not suffice.
+        Raises InputError, and DoesNotFit or AxfoldError where the memory does not suffice.
         """
         if isinstance(query, str):
             query = inputs.from_sequence("protein", query)
@@ -166,6 +176,14 @@ class Predictor:
     ) -> Prediction:
         first = next(samples)
         report(FeaturesMade(seconds=samples.seconds))
+
+        def tell(text: str) -> None:
+            report(Planned(text=text))
+
+        memory = planning.find_memory(self.device, self.memory_budget)
+        sizes = planning.sizes_of(first, config, self.network)
+        ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell)
+        tell(planning.summary(ladder.plan, memory))
         mask = torch.tensor(first["seq_mask"], device=self.device)
         changes: list[float] = []
         by_pass: list[tuple[np.ndarray, np.ndarray]] = []
@@ -179,7 +197,7 @@ class Predictor:
             templates=len(first.get("template_aatype", ())) > 0,
             report=None if report is _nobody else report,
         ):
-            for recycle, result in enumerate(network.passes(self.network, inputs_of_passes)):
+            for recycle, result in enumerate(network.passes(self.network, inputs_of_passes, ladder.leaner)):
                 atoms = result.structure.atom37
                 logits = _array(self.network.heads.confidence(result.structure.single))
                 plddt = confidence.plddt(logits).astype(np.float32)

@@ -14,6 +14,13 @@ class FeaturesMade:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planned:
+    """How the memory is used from now on, in a line: before the first pass, and when it ran out."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """The network has finished `block` of the `blocks` of a stage in pass `number` of `passes`; all count from 1.
 
@@ -39,7 +46,7 @@ class PassDone:
     change: float | None
 
 
-Event = FeaturesMade | Step | PassDone
+Event = FeaturesMade | Planned | Step | PassDone
 Report = Callable[[Event], None]
 
 

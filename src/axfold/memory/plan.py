@@ -18,7 +18,7 @@ CUBLAS = 32 << 20  # workspace that PyTorch gives cuBLAS on Hopper; 8 MiB on oth
 MARGIN = 0.03  # of the budget that is left alone: what the allocator rounds and cannot join
 PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
-ENOUGH_CPU = 1 << 14
+ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
 _STAGED = tuple((1 << 30) >> power for power in range(21))  # bytes of a block that passes through the device
 
 PAIR = frozenset({"pair", "template", "attention to templates"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,10 @@ class Recycled:
     msa_first_row: Float[Tensor, "*b n c_m"]
     pair: Float[Tensor, "*b n n c_z"]
     positions: Float[Tensor, "*b n 37 3"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Recycled:
+        """function of each."""
+        return Recycled(function(self.msa_first_row), function(self.pair), function(self.positions))
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Trunk(nn.Module):
             m, msa_mask = torch.cat([m, rows], dim=-3), torch.cat([msa_mask, mask], dim=-2)
         m, z = self.evoformer(m, z, msa_mask, pair_mask)
         m = m[..., :sequences, :, :]
-        first = m[..., 0, :, :]
+        first = m[..., 0, :, :].clone()  # what is recycled keeps no other row
         return m, first, self.single(first), z
 
 
@@ -149,6 +153,13 @@ class AlphaFold(nn.Module):
             first, single, pair = first / len(samples), single / len(samples), pair / len(samples)
         structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
         return Pass(msa, first, single, pair, structure)
+
+    def placed(self, recycled: Recycled) -> Recycled:
+        """A copy from anywhere to where this network's tensors live."""
+        empty = self.rows.zeros("pair", self.trunk.single.weight, *recycled.pair.shape)
+        device = self.trunk.single.weight.device
+        first, positions = recycled.msa_first_row.to(device), recycled.positions.to(device)
+        return Recycled(first, empty.copy_(recycled.pair), positions)
 
     def _nothing(self, features: Features) -> Recycled:
         aatype, weight = features["aatype"], self.trunk.single.weight

@@ -1,0 +1,159 @@
+"""Which plan a protein is folded by: the memory that there is, against what each plan takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+
+from axfold.config import Config
+from axfold.data.query import Query
+from axfold.errors import InputError
+from axfold.memory.apply import apply
+from axfold.memory.budget import parse_bytes, written
+from axfold.memory.costs import Sizes
+from axfold.memory.host import Bus
+from axfold.memory.plan import DoesNotFit, Plan, plan
+from axfold.model.alphafold import AlphaFold
+from axfold.weights.names import released_shapes
+
+ITEMSIZE = {"fp32": 4, "bf16": 2}
+_CPU_FEATURES = (49 * 4, 3 * 4)  # bytes of an element of the MSA's and of the extra MSA's features
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What may be used. device_bytes: by PyTorch on the device; host_bytes: of the machine; name: of the device"""
+
+    device: torch.device
+    device_bytes: int
+    host_bytes: int
+    name: str
+
+    @property
+    def cores(self) -> int:
+        return os.cpu_count() or 1
+
+
+def find_memory(device: torch.device, budget: str | None = None) -> Memory:
+    """The memory that is free now, or `budget` of it ("8GB"). Raises InputError.
+
+    What other processes hold of a GPU is not free. Memory that PyTorch keeps for its next tensors is.
+    """
+    host = _host_memory()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device)
+        name = torch.cuda.get_device_name(device)
+    else:
+        free, total, name = host, _total_memory(), "cpu"
+    if budget is not None:
+        wanted = parse_bytes(budget)
+        if wanted > total:
+            raise InputError(
+                f"--memory-budget {budget}: {name} has {written(total)}; give less, or leave the option out."
+            )
+        free = min(wanted, free)
+    return Memory(device, free, host, name)
+
+
+def sizes_before(query: Query, config: Config, precision: str, device: torch.device) -> Sizes:
+    """Sizes of a pass, at most, as they are known before there are features and weights."""
+    rows = max(sum(len(alignment.sequences) for alignment in query.alignments), 1)
+    templates = config.data.templates if query.templates else 0
+    clusters = min(rows, max(config.data.msa_clusters - config.data.templates, 1))
+    values = sum(prod(shape) for shape in released_shapes(config.model).values())
+    return Sizes(
+        residues=len(query.sequence),
+        clusters=clusters,
+        extra=max(min(rows - clusters, config.data.extra_msa), 1),
+        templates=templates,
+        model=config.model,
+        itemsize=ITEMSIZE[precision],
+        weights=values * ITEMSIZE[precision],
+        ensembles=config.ensembles,
+        on_gpu=device.type == "cuda",
+        msa_features=(0, 0) if device.type == "cuda" else _CPU_FEATURES,
+    )
+
+
+def sizes_of(sample: Mapping[str, np.ndarray], config: Config, network: AlphaFold) -> Sizes:
+    """Sizes of a pass over such a sample of the features."""
+    weight = network.trunk.single.weight
+    return Sizes(
+        residues=len(sample["aatype"]),
+        clusters=len(sample["msa_feat"]),
+        extra=len(sample["extra_msa"]),
+        templates=len(sample.get("template_aatype", ())),
+        model=config.model,
+        itemsize=weight.itemsize,
+        weights=sum(p.numel() * p.itemsize for p in network.parameters()),
+        ensembles=config.ensembles,
+        on_gpu=weight.is_cuda,
+        msa_features=(0, 0) if weight.is_cuda else _CPU_FEATURES,
+    )
+
+
+def choose(sizes: Sizes, memory: Memory, leaner_than: Plan | None = None) -> Plan:
+    """The fastest plan that fits. Raises DoesNotFit."""
+    host = memory.host_bytes if sizes.on_gpu else None
+    return plan(
+        sizes,
+        memory.device_bytes,
+        host_bytes=host,
+        device=memory.name,
+        cores=memory.cores,
+        leaner_than=leaner_than,
+    )
+
+
+def summary(chosen: Plan, memory: Memory) -> str:
+    """A plan in a line."""
+    host = f", {written(chosen.peak_host_bytes)} of host memory" if chosen.tier == "offload" else ""
+    return (
+        f"{chosen.tier}, at most {written(chosen.peak_device_bytes)} of {written(memory.device_bytes)}{host}, "
+        f"about {chosen.seconds:.2g} s a pass"
+    )
+
+
+class Ladder:
+    """The plan that a network runs by, and leaner ones for when its memory does not suffice."""
+
+    def __init__(
+        self, network: AlphaFold, sizes: Sizes, memory: Memory, bus: Bus, say: Callable[[str], None]
+    ):
+        """Makes `network` run by the fastest plan that fits. Raises DoesNotFit."""
+        self._network, self._sizes, self._memory, self._bus, self._say = network, sizes, memory, bus, say
+        self.plan = choose(sizes, memory)
+        apply(network, self.plan, bus)
+
+    def leaner(self) -> bool:
+        """The memory ran out: take the next leaner plan and say so. False where there is none."""
+        # what another process took meanwhile is gone
+        now = find_memory(self._memory.device)
+        self._memory = replace(self._memory, device_bytes=min(self._memory.device_bytes, now.device_bytes))
+        try:
+            self.plan = choose(self._sizes, self._memory, leaner_than=self.plan)
+        except DoesNotFit:
+            return False
+        apply(self._network, self.plan, self._bus)
+        self._say(f"The memory of {self._memory.name} ran out; going on {summary(self.plan, self._memory)}.")
+        return True
+
+
+def _host_memory() -> int:
+    """Bytes that this process could still take: without swapping where the system says so."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":") for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return _total_memory()
+
+
+def _total_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
