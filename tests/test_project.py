@@ -42,7 +42,10 @@ MAY_IMPORT = {
 }
 """What a part may import of axfold, beside itself and the version."""
 
-RUN = ("__init__", "__main__", "batch", "cli", "console", "doctor", "forward", "network", "planning", "predictor")
+RUN = (
+    *("__init__", "__main__", "batch", "cli", "console", "doctor"),
+    *("forecast", "forward", "network", "planning", "predictor"),
+)
 """Parts that run the others and may use all of them; nobody imports the command line."""
 
 WITHOUT_TORCH = (
@@ -54,6 +57,7 @@ WITHOUT_TORCH = (
         "console",
         "config",
         "errors",
+        "forecast",
         "options",
         "progress",
         "residues",

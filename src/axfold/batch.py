@@ -10,7 +10,8 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -60,6 +61,7 @@ class Options:
     device: str = "auto"
     precision: str = "auto"
     memory_budget: str | None = None
+    profile: Path | None = None
     layout: str = "colabfold"
     overwrite: bool = False
     save_recycles: bool = False
@@ -139,6 +141,7 @@ class _Batch:
         self.request, self.configs, self.proteins, self.display = request, configs, proteins, display
         self.stage = "start"
         self._predictors: dict[str, Predictor] = {}
+        self._profiles: dict[str, object] = {}
 
     def run(self) -> Outcome:
         """Protein by protein."""
@@ -188,18 +191,19 @@ class _Batch:
             self.display.begin(f"{query.name} {model} seed {seed} ({number}/{len(missing)})")
             predictor = self._predictor(model)
             self.stage = "features"
-            prediction = predictor.predict(
-                query,
-                seed=seed,
-                recycles=self.request.recycles,
-                tolerance=self.request.tolerance,
-                max_msa=self.request.max_msa,
-                ensembles=self.request.ensembles,
-                templates=templates,
-                keep_recycles=self.request.save_recycles,
-                keep_representations=self.request.save_representations,
-                report=lambda event, tag=tag: self._reported(tag, event),  # type: ignore[misc]
-            )
+            with self._profiled(predictor, f"{query.name} {tag}"):
+                prediction = predictor.predict(
+                    query,
+                    seed=seed,
+                    recycles=self.request.recycles,
+                    tolerance=self.request.tolerance,
+                    max_msa=self.request.max_msa,
+                    ensembles=self.request.ensembles,
+                    templates=templates,
+                    keep_recycles=self.request.save_recycles,
+                    keep_representations=self.request.save_representations,
+                    report=lambda event, tag=tag: self._reported(tag, event),  # type: ignore[misc]
+                )
             self.stage = "writing"
             results.write(prediction)
             self.display.end()
@@ -218,6 +222,19 @@ class _Batch:
         precision = network.find_precision(self.request.precision, device)
         memory = planning.find_memory(device, self.request.memory_budget)
         planning.choose(planning.sizes_before(query, config, precision, device), memory)
+
+    @contextmanager
+    def _profiled(self, predictor: Predictor, name: str) -> Iterator[None]:
+        """Measure a prediction and write it beside those before, if that is asked for."""
+        if self.request.profile is None:
+            yield
+            return
+        from axfold.memory.meter import Meter
+
+        with Meter(predictor.network, predictor.device, bus=predictor.bus) as meter:
+            yield
+        self._profiles[name] = meter.as_dict()
+        files.write_json(self.request.profile, self._profiles)
 
     def _predictor(self, model: str) -> Predictor:
         """Kept, since a model takes longer to load than a small protein to fold."""

@@ -91,6 +91,12 @@ MemoryBudget = Annotated[
         "--memory-budget", help="Use no more of the device's memory, such as 8GB. Default: what is free."
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="File for what each stage took, as JSON: seconds and memory. Runs slower."
+    ),
+]
 Recycles = Annotated[int | None, typer.Option("--recycles", help="Passes after the first.")]
 Ensembles = Annotated[
     int | None, typer.Option("--ensembles", help="Samples of the MSA in each pass; CASP14's runs had 8.")
@@ -145,6 +151,7 @@ def predict(
     precision: Precision = "auto",
     device: Device = "auto",
     memory_budget: MemoryBudget = None,
+    profile: Profile = None,
     layout: Annotated[
         str, typer.Option("--layout", help="File names: colabfold or alphafold.")
     ] = "colabfold",
@@ -179,6 +186,7 @@ def predict(
         device=device,
         precision=precision,
         memory_budget=memory_budget,
+        profile=profile,
         layout=layout,
         overwrite=overwrite,
         save_recycles=save_recycles,
@@ -202,6 +210,7 @@ def forward(
     precision: Precision = "fp32",
     device: Device = "auto",
     memory_budget: MemoryBudget = None,
+    profile: Profile = None,
 ) -> None:
     """Run the network on processed features; write what the last pass computes under the recorded names."""
     from axfold import console
@@ -219,9 +228,43 @@ def forward(
             precision=precision,
             device=device,
             memory_budget=memory_budget,
+            profile=profile,
             report=display.event,
         )
     typer.echo(str(out))
+
+
+@app.command()
+@_command
+def plan(
+    length: Annotated[int, typer.Option("--length", help="Residues.")],
+    memory: Annotated[str, typer.Option("--memory", help="Of the device, such as 80GB.")],
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "bf16",
+    model: ModelName = DEFAULT_MODEL,
+    msa: Annotated[
+        str | None, typer.Option("--msa", "--max-msa", help="CLUSTERS:EXTRA, rows of the MSA.")
+    ] = None,
+    templates: Annotated[int, typer.Option("--templates", help="How many.")] = 0,
+    ensembles: Ensembles = None,
+    device: Annotated[
+        str, typer.Option("--device", help="cuda, cpu, or a GPU's name, by which the time is guessed.")
+    ] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Say how a protein would be folded and what that takes, on a device that need not be here."""
+    from axfold import forecast
+
+    found = forecast.forecast(
+        length,
+        memory,
+        precision=precision,
+        model=model,
+        max_msa=msa,
+        templates=templates,
+        ensembles=ensembles,
+        device=device,
+    )
+    typer.echo(forecast.as_json(found) if as_json else forecast.as_text(found))
 
 
 Cache = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from axfold.data import features as feature_table
 from axfold.data.features import FEATURES
 from axfold.errors import InputError
 from axfold.memory.host import Bus
+from axfold.memory.meter import Meter
 from axfold.model.alphafold import AlphaFold, Pass
 from axfold.output import files
 from axfold.progress import Planned, Report
@@ -34,6 +36,7 @@ def forward(
     precision: str = "fp32",
     device: str = "auto",
     memory_budget: str | None = None,
+    profile: Path | None = None,
     report: Report | None = None,
 ) -> None:
     """Write what the last pass computes of the features in `inputs` to `out`, float32 under the recorded names.
@@ -54,19 +57,26 @@ def forward(
         if report is not None:
             report(Planned(text=text))
 
-    ladder = planning.Ladder(loaded, planning.sizes_of(samples[0], config, loaded), memory, Bus(where), tell)
+    bus = Bus(where)
+    ladder = planning.Ladder(loaded, planning.sizes_of(samples[0], config, loaded), memory, bus, tell)
     tell(planning.summary(ladder.plan, memory))
-    with network.watched(
-        loaded,
-        config,
-        passes=config.recycles + 1,
-        templates=len(samples[0].get("template_aatype", ())) > 0,
-        report=report,
+    meter = None if profile is None else Meter(loaded, where, bus=bus)
+    with (
+        meter or nullcontext(),
+        network.watched(
+            loaded,
+            config,
+            passes=config.recycles + 1,
+            templates=len(samples[0].get("template_aatype", ())) > 0,
+            report=report,
+        ),
     ):
         last = deque(
             network.passes(loaded, network.on_device(samples, config.ensembles, where), ladder.leaner),
             maxlen=1,
         ).pop()
+    if meter is not None and profile is not None:
+        files.write_json(profile, {model: meter.as_dict()})
     with files.writing(out) as file:
         np.savez(file, allow_pickle=False, **outputs(loaded, last))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import torch
@@ -13,16 +12,13 @@ import torch
 from axfold.config import Config
 from axfold.data.query import Query
 from axfold.errors import InputError
+from axfold.forecast import CPU_FEATURES, sizes_for
 from axfold.memory.apply import apply
 from axfold.memory.budget import parse_bytes, written
 from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.memory.plan import DoesNotFit, Plan, plan
 from axfold.model.alphafold import AlphaFold
-from axfold.weights.names import released_shapes
-
-ITEMSIZE = {"fp32": 4, "bf16": 2}
-_CPU_FEATURES = (49 * 4, 3 * 4)  # bytes of an element of the MSA's and of the extra MSA's features
 
 
 @dataclass(frozen=True)
@@ -64,20 +60,15 @@ def find_memory(device: torch.device, budget: str | None = None) -> Memory:
 def sizes_before(query: Query, config: Config, precision: str, device: torch.device) -> Sizes:
     """Sizes of a pass, at most, as they are known before there are features and weights."""
     rows = max(sum(len(alignment.sequences) for alignment in query.alignments), 1)
-    templates = config.data.templates if query.templates else 0
     clusters = min(rows, max(config.data.msa_clusters - config.data.templates, 1))
-    values = sum(prod(shape) for shape in released_shapes(config.model).values())
-    return Sizes(
-        residues=len(query.sequence),
+    return sizes_for(
+        config,
+        len(query.sequence),
+        precision,
         clusters=clusters,
-        extra=max(min(rows - clusters, config.data.extra_msa), 1),
-        templates=templates,
-        model=config.model,
-        itemsize=ITEMSIZE[precision],
-        weights=values * ITEMSIZE[precision],
-        ensembles=config.ensembles,
+        extra=rows - clusters,
+        templates=config.data.templates if query.templates else 0,
         on_gpu=device.type == "cuda",
-        msa_features=(0, 0) if device.type == "cuda" else _CPU_FEATURES,
     )
 
 
@@ -94,7 +85,7 @@ def sizes_of(sample: Mapping[str, np.ndarray], config: Config, network: AlphaFol
         weights=sum(p.numel() * p.itemsize for p in network.parameters()),
         ensembles=config.ensembles,
         on_gpu=weight.is_cuda,
-        msa_features=(0, 0) if weight.is_cuda else _CPU_FEATURES,
+        msa_features=(0, 0) if weight.is_cuda else CPU_FEATURES,
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,6 +33,8 @@ OUTPUTS = (
     (r"trunk\.template_pair\.embed", "template"),
 )
 """Paths of modules, and what their results are called from then on."""
+
+PASS = "pass: the rest"
 
 aten = torch.ops.aten
 _MEANINGS = {aten.new_empty.default: "context"}  # Rows.gather makes it so
@@ -132,12 +131,6 @@ class Meter:
             "sequence": [{"stage": stage, **asdict(call)} for stage, call in self.sequence],
         }
 
-    def write(self, path: Path) -> None:
-        """`as_dict` as JSON."""
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
-        os.replace(temporary, path)
-
     def is_host(self, storage: torch.UntypedStorage) -> bool:
         """Is it no memory of the device?"""
         if storage.device.type != self._device.type:
@@ -174,6 +167,8 @@ class Meter:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def _begin(self, stage: str) -> None:
+        if stage == PASS:  # the one before may have ended by an error
+            self._open.clear()
         self._take_peak()
         now = self._now()
         if self._open:  # the stage around this one waits
@@ -279,7 +274,7 @@ def _laid_out(func: Callable[..., Any], x: Any) -> Any:
 def _stage(path: str, module: nn.Module) -> str | None:
     name = getattr(module, "stage", None)
     if name is None:
-        return {"structure": "structure: the rest", "": "pass: the rest"}.get(path)
+        return {"structure": "structure: the rest", "": PASS}.get(path)
     for pattern, stack in STACKS:
         if re.fullmatch(pattern, path):
             return f"{stack}: {name}"

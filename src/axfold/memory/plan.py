@@ -165,7 +165,7 @@ def _least(sizes: Sizes, setup: Setup, host_bytes: int | None) -> float:
     stages = costs(sizes)
     blocks = {cost.stage: 1 for cost in stages}
     staged = _staging(stages, setup, blocks)
-    return max(sum(_parts(sizes, setup, cost, 1, staged).values()) for cost in stages)
+    return max(sum(_parts(sizes, setup, cost, 1, staged).values()) for cost in stages if cost.calls)
 
 
 def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates) -> Plan | None:
@@ -181,7 +181,7 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates) -> Plan | None:
                     if name in setup.host and size:
                         blocks[cost.stage] = max(min(blocks[cost.stage], staged // size), 1)
         staging = _staging(stages, setup, blocks)
-        for cost in stages:
+        for cost in (cost for cost in stages if cost.calls):
             blocks[cost.stage] = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable, staging))
         if min(blocks.values()) < 1:
             continue
@@ -198,6 +198,8 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
     rows = -(-enough // sizes.residues)
     if stage == "triangle multiplication":
         rows = max(rows, min(rates.full, sizes.residues // 8))
+    if stage == "outer product mean":  # 32 x 32 numbers of each element are made: work enough for fewer
+        rows = -(-rows // 2)
     if stage in ("MSA column attention", "global column attention"):
         depth = max(sizes.sequences if stage.startswith("MSA") else sizes.extra, 1)
         rows = -(-enough // depth)
@@ -321,7 +323,8 @@ def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | Non
     stages = costs(sizes)
     staging = _staging(stages, setup, {cost.stage: 1 for cost in stages})
     parts, cost = max(
-        ((_parts(sizes, setup, cost, 1, staging), cost) for cost in stages), key=lambda p: sum(p[0].values())
+        ((_parts(sizes, setup, cost, 1, staging), cost) for cost in stages if cost.calls),
+        key=lambda need: sum(need[0].values()),
     )
     longest = max_length(sizes, round(usable / (1 - MARGIN)), tier=tier, host_bytes=host_bytes)
     n = sizes.residues
@@ -347,5 +350,9 @@ def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | Non
 
 
 def _advice(longest: int) -> str:
-    fits = f"{longest} residues are the most that fit" if longest else "no protein fits"
-    return f"{fits}. Use fewer rows of the MSA, as in --max-msa 64:128, --precision bf16, or more memory."
+    if not longest:
+        return "no protein fits. Give more memory."
+    return (
+        f"{longest} residues are the most that fit. Use fewer rows of the MSA, as in --max-msa 64:128, "
+        "--precision bf16, or more memory."
+    )
