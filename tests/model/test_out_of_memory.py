@@ -10,7 +10,6 @@ from axfold.memory.rows import Rows
 from axfold.model.layers import RowUpdate
 from axfold.network import passes
 
-
 MODEL = small_model()
 
 
