@@ -1,7 +1,24 @@
 """Operations that must be fast: the contract and a plain PyTorch reference of each, with its backends."""
 
+from importlib.util import find_spec
+
 from axfold.ops.attention import gated_attention
+from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
 from axfold.ops.residual import add
+from axfold.ops.transition import transition
+from axfold.ops.triangle import triangle_operand, triangle_update
 
-__all__ = ["BackendError", "Op", "add", "gated_attention"]
+if find_spec("triton"):  # which no machine without a GPU needs
+    import axfold.ops.triton  # noqa: F401 - registers the backends
+
+__all__ = [
+    "BackendError",
+    "Op",
+    "add",
+    "gated_attention",
+    "normed_linear",
+    "transition",
+    "triangle_operand",
+    "triangle_update",
+]

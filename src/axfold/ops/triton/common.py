@@ -1,0 +1,67 @@
+"""What the kernels on representations [rows, positions, channels] share."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+EPSILON = tl.constexpr(1e-5)  # of every LayerNorm in AlphaFold
+INTERPRETED: bool = triton.knobs.runtime.interpret  # on the CPU, to test without a GPU
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def place(tile, blocks, BLOCK: tl.constexpr):
+    """(row, positions in it) of a tile; a row has `blocks` of them. The row has 64 bits, for offsets."""
+    row = tile // blocks
+    return tl.cast(row, tl.int64), (tile - row * blocks) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def normalize(x, weight, bias, CHANNELS: tl.constexpr, AXIS: tl.constexpr):
+    """LayerNorm over the whole of an axis, all in float32."""
+    centered = x - tl.expand_dims(tl.sum(x, AXIS) / CHANNELS, AXIS)
+    variance = tl.sum(centered * centered, AXIS) / CHANNELS
+    scale = tl.expand_dims(tl.rsqrt(variance + EPSILON), AXIS)
+    return centered * scale * tl.expand_dims(weight, 1 - AXIS) + tl.expand_dims(bias, 1 - AXIS)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) in float32, in four instructions: Triton's own division and exponential take twelve."""
+    if _INTERPRETED:
+        return tl.sigmoid(x)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 t;
+        mul.ftz.f32 t, $1, 0fBFB8AA3B;
+        ex2.approx.ftz.f32 t, t;
+        add.ftz.f32 t, t, 0f3F800000;
+        rcp.approx.ftz.f32 $0, t;
+        }""",
+        "=f,f",
+        [x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) -> str | None:
+    """Why the kernels can't take x [i, n, c] with these parameters; `channels` are the sizes of the layers."""
+    given = [p for p in parameters if p is not None]
+    if not (x.is_cuda or INTERPRETED):
+        return "it needs a CUDA device"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
+        return "it has no backward"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {x.dtype}"
+    if any(p.dtype != x.dtype or p.device != x.device for p in given):
+        return "parameters have another dtype or device than the representation"
+    if x.dim() != 3:
+        return "it takes no batch axes"
+    if x.stride(-1) != 1 or not all(p.is_contiguous() for p in given):
+        return "channels are not contiguous"
+    if any(c < 16 or c > 256 or c & (c - 1) for c in channels):
+        return f"channels are not powers of two from 16 to 256: {', '.join(map(str, channels))}"
+    return None

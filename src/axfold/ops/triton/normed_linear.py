@@ -1,0 +1,91 @@
+"""LayerNorm and a projection in one kernel: the normalised representation is never written."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from axfold.ops.normed_linear import normed_linear
+from axfold.ops.triton import tiles
+from axfold.ops.triton.common import normalize, place, why_not
+from axfold.ops.triton.tiles import Tile
+
+
+@triton.jit(do_not_specialize=["positions"])
+def _kernel(
+    x,
+    norm_weight,
+    norm_bias,
+    weight,
+    bias,
+    out,
+    positions,
+    x_row,
+    x_position,
+    BIASED: tl.constexpr,
+    C: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = W norm(x) + bias, a chunk of its channels at a time."""
+    channel = tl.arange(0, C)
+    chunk = tl.arange(0, CHUNK)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = position < positions
+    source = x + row * x_row + (position.to(tl.int64) * x_position)[:, None] + channel[None, :]
+    target = out + row * positions * OUT + (position * OUT)[:, None]
+    scale = tl.load(norm_weight + channel).to(tl.float32)
+    shift = tl.load(norm_bias + channel).to(tl.float32)
+    y = tl.load(source, exists[:, None], 0.0).to(tl.float32)
+    y = normalize(y, scale, shift, C, 1).to(x.dtype.element_ty)
+    for start in tl.range(0, OUT, CHUNK, num_stages=STAGES):
+        current = start + chunk
+        layer = tl.load(weight + current[None, :] * C + channel[:, None], current[None, :] < OUT, 0.0)
+        new = tl.dot(y, layer, input_precision=PRECISION)
+        if BIASED:
+            new += tl.load(bias + current, current < OUT, 0.0)[None, :]
+        inside = exists[:, None] & (current[None, :] < OUT)
+        tl.store(target + current[None, :], new.to(out.dtype.element_ty), inside)
+
+
+def _why_not(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> str | None:
+    return why_not(x, norm_weight, norm_bias, weight, bias, channels=x.shape[-1:])
+
+
+@normed_linear.backend("triton", why_not=_why_not)
+def normed_linear_triton(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """One read of x and one write of the result."""
+    rows, positions, c = x.shape
+    width = len(weight)
+    out = x.new_empty(rows, positions, width)
+    tile = tile or tiles.tile("normed_linear", x)
+    _kernel[(rows * triton.cdiv(positions, tile.positions),)](
+        x,
+        norm_weight,
+        norm_bias,
+        weight,
+        bias,
+        out,
+        positions,
+        *x.stride()[:2],
+        BIASED=bias is not None,
+        C=c,
+        OUT=width,
+        BLOCK=tile.positions,
+        CHUNK=min(tile.chunk, max(16, triton.next_power_of_2(width))),
+        STAGES=tile.stages,
+        PRECISION=tiles.products(x.dtype),
+        num_warps=tile.warps,
+    )
+    return out

@@ -1,0 +1,84 @@
+"""How much of a representation a program of each kernel takes at once: measured values, as data."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape and resources of one program of a kernel.
+
+    `positions` go at once, and `chunk` channels of a wide layer. `resident` programs a multiprocessor stay and keep
+    the weights on chip for all their tiles; with 0 each program takes one tile and reads the weights from the cache.
+    """
+
+    positions: int
+    chunk: int
+    warps: int
+    stages: int
+    resident: int = 0
+
+
+# op -> precision -> (least compute capability, most channels, tile); the first that fits is taken
+TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
+    "triangle_operand": {
+        "half": ((90, 128, Tile(64, 128, 4, 2, resident=2)), (0, 256, Tile(64, 32, 4, 2))),
+        "tf32": ((90, 128, Tile(64, 32, 4, 2)), (0, 256, Tile(32, 16, 4, 2))),
+        "ieee": ((0, 256, Tile(32, 16, 4, 1)),),
+    },
+    "triangle_update": {
+        "half": ((90, 128, Tile(32, 128, 4, 2, resident=2)), (0, 256, Tile(32, 32, 4, 2))),
+        "tf32": ((90, 128, Tile(32, 32, 4, 2)), (0, 256, Tile(32, 16, 4, 1))),
+        "ieee": ((0, 256, Tile(16, 16, 4, 1)),),
+    },
+    "transition": {
+        "half": (
+            (90, 128, Tile(128, 64, 8, 3)),
+            (90, 256, Tile(128, 64, 8, 2)),
+            (0, 128, Tile(64, 32, 4, 2)),
+            (0, 256, Tile(32, 32, 4, 2)),
+        ),
+        "tf32": ((90, 128, Tile(64, 32, 4, 2)), (0, 256, Tile(32, 16, 4, 2))),
+        "ieee": ((0, 256, Tile(32, 16, 4, 1)),),
+    },
+    "normed_linear": {
+        "half": ((90, 256, Tile(128, 64, 4, 3)), (0, 256, Tile(64, 32, 4, 2))),
+        "tf32": ((90, 256, Tile(64, 32, 4, 2)), (0, 256, Tile(32, 16, 4, 2))),
+        "ieee": ((0, 256, Tile(32, 16, 4, 1)),),
+    },
+}
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How numbers are multiplied: "half", or float32 as "tf32" where PyTorch's own products may, else "ieee"."""
+    if dtype != torch.float32:
+        return "half"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def products(dtype: torch.dtype) -> str:
+    """`input_precision` of the kernels' products; half precision knows no other than its own."""
+    return "tf32" if precision(dtype) == "tf32" else "ieee"
+
+
+def tile(op: str, x: torch.Tensor) -> Tile:
+    """The tile of an op for x, whose last axis is the channels."""
+    capability, _ = _gpu(x.device)
+    table = TILES[op][precision(x.dtype)]
+    return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
+
+
+def programs(tile: Tile, tiles: int, device: torch.device) -> int:
+    """How many programs to launch for that number of tiles."""
+    return min(tiles, tile.resident * _gpu(device)[1]) if tile.resident else tiles
+
+
+@cache
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Compute capability (90 is Hopper's) and number of multiprocessors."""
+    if device.type != "cuda":  # Triton's interpreter: programs run one after the other
+        return 0, 1
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count

@@ -1,0 +1,286 @@
+"""Triangle multiplication: one kernel before its product and one after it; the product itself is cuBLAS's."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from axfold.ops.triangle import triangle_operand, triangle_update
+from axfold.ops.triton import tiles
+from axfold.ops.triton.common import normalize, place, sigmoid, why_not
+from axfold.ops.triton.tiles import Tile
+
+ALIGNMENT = 16
+"""Rows of operands and products start at multiples of so many numbers, as cuBLAS's fast kernels need."""
+
+
+@triton.jit(do_not_specialize=["rows", "positions", "mask_row", "mask_position"])
+def _operand_kernel(
+    z,
+    mask,
+    norm_weight,
+    norm_bias,
+    weight,
+    bias,
+    out,
+    rows,
+    positions,
+    width,
+    z_row,
+    z_position,
+    mask_row,
+    mask_position,
+    MASKED: tl.constexpr,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[c, i, n] = mask * (value W norm(z_in))_c * sigmoid((gate W norm(z_in))_c), and zeros for n >= positions."""
+    channel = tl.arange(0, C_IN)
+    chunk = tl.arange(0, CHUNK)
+    scale = tl.load(norm_weight + channel).to(tl.float32)
+    shift = tl.load(norm_bias + channel).to(tl.float32)
+    size = rows.to(tl.int64) * width
+    blocks = tl.cdiv(width, BLOCK)
+    weight += chunk[:, None] * C_IN + channel[None, :]
+    bias += chunk
+    if RESIDENT:
+        value_layer, gate_layer = tl.load(weight), tl.load(weight + C_OUT * C_IN)
+        value_shift, gate_shift = tl.load(bias), tl.load(bias + C_OUT)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+        row, position = place(tile, blocks, BLOCK)
+        exists = position < positions
+        source = z + row * z_row + (position.to(tl.int64) * z_position)[:, None] + channel[None, :]
+        x = tl.load(source, exists[:, None], 0.0).to(tl.float32)
+        x = normalize(x, scale, shift, C_IN, 1).to(z.dtype.element_ty)
+        if MASKED:
+            shown = mask + row * mask_row + position.to(tl.int64) * mask_position
+            shown = tl.load(shown, exists, 0.0).to(tl.float32)
+        else:
+            shown = exists.to(tl.float32)
+        target = out + row * width + position[None, :] + chunk.to(tl.int64)[:, None] * size
+        inside = (position < width)[None, :]
+        if RESIDENT:
+            new = _gated(x, value_layer, gate_layer, value_shift, gate_shift, PRECISION) * shown[None, :]
+            tl.store(target, new.to(out.dtype.element_ty), inside)
+        else:
+            for start in tl.range(0, C_OUT, CHUNK, num_stages=STAGES):
+                value_layer = tl.load(weight + start * C_IN)
+                gate_layer = tl.load(weight + (start + C_OUT) * C_IN)
+                value_shift, gate_shift = tl.load(bias + start), tl.load(bias + start + C_OUT)
+                new = _gated(x, value_layer, gate_layer, value_shift, gate_shift, PRECISION) * shown[None, :]
+                tl.store(target + start * size, new.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _gated(x, value_layer, gate_layer, value_shift, gate_shift, PRECISION: tl.constexpr):
+    """value * sigmoid(gate) of x [positions, c_in], channel first."""
+    gate = tl.dot(gate_layer, tl.trans(x), input_precision=PRECISION) + gate_shift[:, None]
+    value = tl.dot(value_layer, tl.trans(x), input_precision=PRECISION) + value_shift[:, None]
+    return value * sigmoid(gate)
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _update_kernel(
+    z,
+    product,
+    keep,
+    norm_weight,
+    norm_bias,
+    product_norm_weight,
+    product_norm_bias,
+    output_weight,
+    output_bias,
+    gate_weight,
+    gate_bias,
+    out,
+    rows,
+    positions,
+    width,
+    z_row,
+    z_position,
+    keep_row,
+    keep_position,
+    keep_channel,
+    out_row,
+    out_position,
+    DROPOUT: tl.constexpr,
+    C_Z: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out_in = z_in + keep_in * sigmoid(gate W norm(z_in)) * (output W norm(product_:in)); out may be z."""
+    channel = tl.arange(0, C_Z)
+    inner = tl.arange(0, C)
+    scale = tl.load(norm_weight + channel).to(tl.float32)
+    shift = tl.load(norm_bias + channel).to(tl.float32)
+    product_scale = tl.load(product_norm_weight + inner).to(tl.float32)
+    product_shift = tl.load(product_norm_bias + inner).to(tl.float32)
+    size = rows.to(tl.int64) * width
+    blocks = tl.cdiv(positions, BLOCK)
+    chunk = tl.arange(0, CHUNK)
+    gate_weight += chunk[:, None] * C_Z + channel[None, :]
+    output_weight += chunk[:, None] * C + inner[None, :]
+    gate_bias += chunk
+    output_bias += chunk
+    if RESIDENT:
+        gate_layer, output_layer = tl.load(gate_weight), tl.load(output_weight)
+        gate_shift, output_shift = tl.load(gate_bias), tl.load(output_bias)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+        row, position = place(tile, blocks, BLOCK)
+        exists = position < positions
+        far = position.to(tl.int64)[:, None]
+        source = z + row * z_row + far * z_position
+        target = out + row * out_row + far * out_position + chunk[None, :]
+        kept = keep
+        if DROPOUT:
+            kept = keep + row * keep_row + far * keep_position + chunk[None, :] * keep_channel
+        p = product + row * width + position[None, :] + inner.to(tl.int64)[:, None] * size
+        p = tl.load(p, (position < width)[None, :], 0.0).to(tl.float32)
+        p = normalize(p, product_scale, product_shift, C, 0).to(z.dtype.element_ty)
+        x = tl.load(source + channel[None, :], exists[:, None], 0.0)
+        y = normalize(x.to(tl.float32), scale, shift, C_Z, 1).to(z.dtype.element_ty)
+        if RESIDENT:
+            new = _update(p, y, output_layer, gate_layer, output_shift, gate_shift, PRECISION)
+            if DROPOUT:
+                new *= tl.load(kept, exists[:, None], 0.0)
+            tl.store(target, (x + new).to(out.dtype.element_ty), exists[:, None])
+        else:
+            for start in tl.range(0, C_Z, CHUNK, num_stages=STAGES):
+                output_layer = tl.load(output_weight + start * C)
+                gate_layer = tl.load(gate_weight + start * C_Z)
+                output_shift, gate_shift = tl.load(output_bias + start), tl.load(gate_bias + start)
+                new = _update(p, y, output_layer, gate_layer, output_shift, gate_shift, PRECISION)
+                if DROPOUT:
+                    new *= tl.load(kept + start * keep_channel, exists[:, None], 0.0)
+                new += tl.load(source + start + chunk[None, :], exists[:, None], 0.0)
+                tl.store(target + start, new.to(out.dtype.element_ty), exists[:, None])
+
+
+@triton.jit
+def _update(p, y, output_layer, gate_layer, output_shift, gate_shift, PRECISION: tl.constexpr):
+    """sigmoid(gate(y)) * output(p) for y [positions, c_z] and p [c, positions], position first."""
+    gate = tl.dot(gate_layer, tl.trans(y), input_precision=PRECISION) + gate_shift[:, None]
+    update = tl.dot(output_layer, p, input_precision=PRECISION) + output_shift[:, None]
+    return tl.trans(update * sigmoid(gate))
+
+
+def _operand_why_not(
+    z: Tensor, mask: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor
+) -> str | None:
+    channels = z.shape[-1], len(weight) // 2
+    return why_not(z, norm_weight, norm_bias, weight, bias, channels=channels)
+
+
+@triangle_operand.backend("triton", why_not=_operand_why_not)
+def triangle_operand_triton(
+    z: Tensor,
+    mask: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
+    """One read of z and one write of the operand."""
+    rows, positions, c_in = z.shape
+    c_out = len(weight) // 2
+    width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
+    out = z.new_empty(c_out, rows, width)
+    tile = tile or tiles.tile("triangle_operand", z)
+    _operand_kernel[(tiles.programs(tile, rows * triton.cdiv(width, tile.positions), z.device),)](
+        z,
+        mask,
+        norm_weight,
+        norm_bias,
+        weight,
+        bias,
+        out,
+        rows,
+        positions,
+        width,
+        *z.stride()[:2],
+        *mask.stride(),
+        MASKED=any(mask.stride()),
+        C_IN=c_in,
+        C_OUT=c_out,
+        BLOCK=tile.positions,
+        CHUNK=min(tile.chunk, c_out),
+        RESIDENT=tile.resident > 0 and tile.chunk >= c_out,
+        STAGES=tile.stages,
+        PRECISION=tiles.products(z.dtype),
+        num_warps=tile.warps,
+    )
+    return out
+
+
+def _update_why_not(z: Tensor, own: Tensor, others: Tensor, *parameters: Tensor | None) -> str | None:
+    if own.dtype != z.dtype or own.device != z.device:
+        return "the operands have another dtype or device than the representation"
+    if torch.is_grad_enabled() and (own.requires_grad or others.requires_grad):
+        return "it has no backward"
+    return why_not(z, *parameters[:8], channels=(z.shape[-1], own.shape[-3]))
+
+
+@triangle_update.backend("triton", why_not=_update_why_not)
+def triangle_update_triton(
+    z: Tensor,
+    own: Tensor,
+    others: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    product_norm_weight: Tensor,
+    product_norm_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    keep: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """The product by cuBLAS; then one read of it and of z, and one write of z."""
+    rows, positions, c_z = z.shape
+    width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
+    product = own.new_empty(len(own), rows, width)
+    torch.bmm(own, others.mT, out=product[..., :positions])
+    out = torch.empty_like(z) if torch.is_grad_enabled() else z
+    tile = tile or tiles.tile("triangle_update", z)
+    kept = None if keep is None else keep.expand_as(z)
+    _update_kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), z.device),)](
+        z,
+        product,
+        kept,
+        norm_weight,
+        norm_bias,
+        product_norm_weight,
+        product_norm_bias,
+        output_weight,
+        output_bias,
+        gate_weight,
+        gate_bias,
+        out,
+        rows,
+        positions,
+        width,
+        *z.stride()[:2],
+        *((0, 0, 0) if kept is None else kept.stride()),
+        *out.stride()[:2],
+        DROPOUT=kept is not None,
+        C_Z=c_z,
+        C=len(own),
+        BLOCK=tile.positions,
+        CHUNK=min(tile.chunk, c_z),
+        RESIDENT=tile.resident > 0 and tile.chunk >= c_z,
+        STAGES=tile.stages,
+        PRECISION=tiles.products(z.dtype),
+        num_warps=tile.warps,
+    )
+    return out
