@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from axfold.ops.triton import tiles
+
 EPSILON = tl.constexpr(1e-5)  # of every LayerNorm in AlphaFold
 INTERPRETED: bool = triton.knobs.runtime.interpret  # on the CPU, to test without a GPU
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -52,6 +54,8 @@ def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) ->
     given = [p for p in parameters if p is not None]
     if not (x.is_cuda or INTERPRETED):
         return "it needs a CUDA device"
+    if tiles.gpu(x.device)[0] < 80:
+        return "Triton uses no tensor cores of GPUs before compute capability 8.0"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
         return "it has no backward"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):

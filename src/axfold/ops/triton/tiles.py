@@ -65,20 +65,20 @@ def products(dtype: torch.dtype) -> str:
 
 def tile(op: str, x: torch.Tensor) -> Tile:
     """The tile of an op for x, whose last axis is the channels."""
-    capability, _ = _gpu(x.device)
+    capability, _ = gpu(x.device)
     table = TILES[op][precision(x.dtype)]
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
 
 
 def programs(tile: Tile, tiles: int, device: torch.device) -> int:
     """How many programs to launch for that number of tiles."""
-    return min(tiles, tile.resident * _gpu(device)[1]) if tile.resident else tiles
+    return min(tiles, tile.resident * gpu(device)[1]) if tile.resident else tiles
 
 
 @cache
-def _gpu(device: torch.device) -> tuple[int, int]:
+def gpu(device: torch.device) -> tuple[int, int]:
     """Compute capability (90 is Hopper's) and number of multiprocessors."""
     if device.type != "cuda":  # Triton's interpreter: programs run one after the other
-        return 0, 1
+        return 80, 1
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
