@@ -202,9 +202,24 @@ def _residual(generator: torch.Generator) -> Iterable[torch.Tensor]:
     return torch.randn(2, 5, 5, 3, generator=generator)
 
 
+def _normals(*shapes: tuple[int, ...]) -> Callable[[torch.Generator], Iterable[torch.Tensor]]:
+    def example(generator: torch.Generator) -> Iterable[torch.Tensor]:
+        import torch
+
+        return [torch.randn(shape, generator=generator) for shape in shapes]
+
+    return example
+
+
 EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "gated_attention": _attention,
     "add": _residual,
+    "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
+    "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
+    "triangle_operand": _normals((3, 7, 16), (3, 7), (16,), (16,), (32, 16), (32,)),
+    "triangle_update": _normals(
+        *[(3, 7, 16), (16, 3, 7), (16, 7, 7), (16,), (16,), (16,), (16,), (16, 16), (16,), (16, 16), (16,)]
+    ),
 }
 """A small input of each op."""
 

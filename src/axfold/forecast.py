@@ -142,9 +142,7 @@ def as_text(found: Forecast) -> str:
     )
     largest = sorted(chosen.parts.items(), key=lambda part: -part[1])
     paragraphs = [
-        f"{sizes.residues} residues, {rows}, {found.model}, {found.precision}\n"
-        f"tier {chosen.tier}: at most {written(chosen.peak_device_bytes)} of the {written(found.budget)} that can be "
-        f"used, {written(chosen.peak_host_bytes)} of host memory, about {duration(chosen.seconds)} a pass",
+        f"{sizes.residues} residues, {rows}, {found.model}, {found.precision}\n{line(chosen, found.budget)}",
         f"At the peak ({chosen.stage}):\n"
         + console.columns([(f"  {name}", written(size)) for name, size in largest if size]),
         "Rows at once:\n"
@@ -159,6 +157,14 @@ def as_text(found: Forecast) -> str:
         ),
     ]
     return "\n\n".join(paragraphs)
+
+
+def line(chosen: Plan, budget: int) -> str:
+    """A plan in a line: what `axfold predict` says before it starts."""
+    return (
+        f"tier {chosen.tier}: at most {written(chosen.peak_device_bytes)} of the {written(budget)} that can be used, "
+        f"{written(chosen.peak_host_bytes)} of host memory, about {duration(chosen.seconds)} a pass"
+    )
 
 
 def duration(seconds: float) -> str:

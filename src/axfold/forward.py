@@ -16,6 +16,7 @@ from axfold.config import Config
 from axfold.data import features as feature_table
 from axfold.data.features import FEATURES
 from axfold.errors import InputError
+from axfold.forecast import line
 from axfold.memory.host import Bus
 from axfold.memory.meter import Meter
 from axfold.model.alphafold import AlphaFold, Pass
@@ -59,7 +60,7 @@ def forward(
 
     bus = Bus(where)
     ladder = planning.Ladder(loaded, planning.sizes_of(samples[0], config, loaded), memory, bus, tell)
-    tell(planning.summary(ladder.plan, memory))
+    tell(line(ladder.plan, memory.device_bytes))
     meter = None if profile is None else Meter(loaded, where, bus=bus)
     with (
         meter or nullcontext(),

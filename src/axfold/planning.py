@@ -12,7 +12,7 @@ import torch
 from axfold.config import Config
 from axfold.data.query import Query
 from axfold.errors import InputError
-from axfold.forecast import CPU_FEATURES, sizes_for
+from axfold.forecast import CPU_FEATURES, line, sizes_for
 from axfold.memory.apply import apply
 from axfold.memory.budget import parse_bytes, written
 from axfold.memory.costs import Sizes
@@ -60,13 +60,12 @@ def find_memory(device: torch.device, budget: str | None = None) -> Memory:
 def sizes_before(query: Query, config: Config, precision: str, device: torch.device) -> Sizes:
     """Sizes of a pass, at most, as they are known before there are features and weights."""
     rows = max(sum(len(alignment.sequences) for alignment in query.alignments), 1)
-    clusters = min(rows, max(config.data.msa_clusters - config.data.templates, 1))
     return sizes_for(
         config,
         len(query.sequence),
         precision,
-        clusters=clusters,
-        extra=rows - clusters,
+        clusters=rows,
+        extra=rows,
         templates=config.data.templates if query.templates else 0,
         on_gpu=device.type == "cuda",
     )
@@ -102,15 +101,6 @@ def choose(sizes: Sizes, memory: Memory, leaner_than: Plan | None = None) -> Pla
     )
 
 
-def summary(chosen: Plan, memory: Memory) -> str:
-    """A plan in a line."""
-    host = f", {written(chosen.peak_host_bytes)} of host memory" if chosen.tier == "offload" else ""
-    return (
-        f"{chosen.tier}, at most {written(chosen.peak_device_bytes)} of {written(memory.device_bytes)}{host}, "
-        f"about {chosen.seconds:.2g} s a pass"
-    )
-
-
 class Ladder:
     """The plan that a network runs by, and leaner ones for when its memory does not suffice."""
 
@@ -132,7 +122,9 @@ class Ladder:
         except DoesNotFit:
             return False
         apply(self._network, self.plan, self._bus)
-        self._say(f"The memory of {self._memory.name} ran out; going on {summary(self.plan, self._memory)}.")
+        self._say(
+            f"The memory of {self._memory.name} ran out; going on with {line(self.plan, self._memory.device_bytes)}."
+        )
         return True
 
 

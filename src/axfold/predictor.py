@@ -29,6 +29,7 @@ from axfold.data.features import Features
 from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
+from axfold.forecast import line
 from axfold.memory.host import Bus
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
@@ -183,7 +184,7 @@ class Predictor:
         memory = planning.find_memory(self.device, self.memory_budget)
         sizes = planning.sizes_of(first, config, self.network)
         ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell)
-        tell(planning.summary(ladder.plan, memory))
+        tell(line(ladder.plan, memory.device_bytes))
         mask = torch.tensor(first["seq_mask"], device=self.device)
         changes: list[float] = []
         by_pass: list[tuple[np.ndarray, np.ndarray]] = []
