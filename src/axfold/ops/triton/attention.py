@@ -1,0 +1,304 @@
+"""Gated attention that never holds the logits: FlashAttention's scheme, with a bias that all rows share."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from axfold.ops.attention import gated_attention
+from axfold.ops.triton import tiles
+from axfold.ops.triton.common import INTERPRETED
+
+HIDDEN = tl.constexpr(-(2.0**30))
+"""Logit of a masked key: `MASKED`'s, as a power of two, whose product with log2(e) is exact in float32."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys that a program takes at once, its warps, and the stages of its loads.
+
+    There are at least 16 queries a warp, and 16 keys.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# precision -> (least compute capability, most channels of a head, tile); the first that fits is taken
+TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
+    "half": ((90, 64, Tile(128, 64, 8, 2)), (0, 64, Tile(64, 64, 4, 2))),
+    "tf32": ((90, 32, Tile(64, 64, 4, 2)), (0, 64, Tile(64, 32, 4, 2))),
+    "ieee": ((0, 32, Tile(64, 32, 4, 1)), (0, 64, Tile(64, 16, 4, 1))),
+}
+
+
+@triton.jit
+def _in_rows(x, QUERIES: tl.constexpr, KEYS: tl.constexpr, WARPS: tl.constexpr, BITS: tl.constexpr):
+    """The tile [queries, keys] of numbers that `_tile_bias` has put in the order in which threads hold logits."""
+    if BITS == 32:
+        x = tl.reshape(x, (QUERIES // (16 * WARPS), KEYS // 16, 2, WARPS, 8, 4, 2, 2))
+        x = tl.permute(x, (0, 3, 6, 4, 1, 2, 5, 7))
+    else:
+        x = tl.reshape(x, (QUERIES // (16 * WARPS), KEYS // 16, WARPS, 8, 4, 2, 2, 2))
+        x = tl.permute(x, (0, 2, 6, 3, 1, 5, 4, 7))
+    return tl.reshape(x, (QUERIES, KEYS))
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "by_head", "by_query", "by_key"])
+def _tile_bias(
+    bias,
+    tiled,
+    queries,
+    keys,
+    by_head,
+    by_query,
+    by_key,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Bias [heads, queries, keys] as tiles, one after the other, with the keys that are missing in the last hidden.
+
+    In a tile stand first the numbers that the first thread of a product on tensor cores holds, 16 bytes of each
+    thread in turn: so a thread's share of the bias is read in few, whole instructions and moved to no other thread.
+    The axes' bits, slowest first: query 16 x WARPS and up, key 16 and up, query 16 and up (the warp), query 4-1, key
+    4-2 (the lane), key 8, query 8, key 1 (in 16-bit numbers; in 32-bit ones key 8 stands before the warp).
+    """
+    q_block, k_block, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    query = q_block * QUERIES + tl.arange(0, QUERIES)
+    key = k_block * KEYS + tl.arange(0, KEYS)
+    at = query.to(tl.int64)[:, None] * by_query + key.to(tl.int64)[None, :] * by_key
+    inside = (query < queries)[:, None] & (key < keys)[None, :]
+    x = tl.load(bias + head.to(tl.int64) * by_head + at, inside, 0.0).to(tl.float32)
+    x = tl.where((key < keys)[None, :], x, float("-inf")).to(tiled.dtype.element_ty)
+    x = tl.reshape(x, (QUERIES // (16 * WARPS), WARPS, 2, 8, KEYS // 16, 2, 4, 2))
+    if tiled.dtype.element_ty == tl.float32:
+        x = tl.permute(x, (0, 4, 5, 1, 3, 6, 2, 7))
+    else:
+        x = tl.permute(x, (0, 4, 1, 3, 6, 5, 2, 7))
+    tile = (head.to(tl.int64) * tl.num_programs(0) + q_block) * tl.num_programs(1) + k_block
+    place = tl.arange(0, QUERIES * KEYS)
+    tl.store(tiled + tile * (QUERIES * KEYS) + place, tl.reshape(x, (QUERIES * KEYS,)))
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "queries", "keys", "q_row", "q_query", "q_head", "k_row", "k_key", "k_head"),
+        *("v_row", "v_key", "v_head", "gate_row", "gate_query", "gate_head", "limit_row"),
+    ]
+)
+def _attend(
+    q,
+    k,
+    v,
+    gate,
+    bias,
+    limits,
+    out,
+    rows,
+    queries,
+    keys,
+    q_row,
+    q_query,
+    q_head,
+    k_row,
+    k_key,
+    k_head,
+    v_row,
+    v_key,
+    v_head,
+    gate_row,
+    gate_query,
+    gate_head,
+    limit_row,
+    ALIGNED: tl.constexpr,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BIASED: tl.constexpr,
+    LIMITED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = sigmoid(gate) * softmax(min(C^-1/2 q kT + bias, limits)) v for QUERIES queries of one row and head.
+
+    Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
+    one another take the same tiles of the bias, for one row after the other.
+    """
+    program = tl.program_id(0)
+    row = (program % rows).to(tl.int64)
+    q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
+    tile = program // rows  # of queries, for one head after the other
+    head = tile // q_blocks
+    query = (tile % q_blocks) * QUERIES + tl.arange(0, QUERIES)
+    key = tl.arange(0, KEYS)
+    channel = tl.arange(0, WIDTH)[None, :]
+    asked = (query < queries)[:, None] & (channel < C)
+
+    q_at = (row * q_row + head * q_head + query.to(tl.int64) * q_query) * ALIGNED
+    k_at = (row * k_row + head * k_head + key.to(tl.int64) * k_key) * ALIGNED
+    v_at = (row * v_row + head * v_head + key.to(tl.int64) * v_key) * ALIGNED
+    gate_at = (row * gate_row + head * gate_head + query.to(tl.int64) * gate_query) * ALIGNED
+    k_from, v_from = k + k_at[:, None] + channel, v + v_at[:, None] + channel
+    k_step, v_step = k_key.to(tl.int64) * (KEYS * ALIGNED), v_key.to(tl.int64) * (KEYS * ALIGNED)
+    limit_from = limits + row * limit_row + key
+    BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
+    SIZE: tl.constexpr = QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth
+    bias_from = bias + tile.to(tl.int64) * k_blocks * SIZE + tl.arange(0, SIZE)
+
+    q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
+    q_tile = (q_tile * C**-0.5).to(q.dtype.element_ty)
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
+    tl.assume(k_blocks > 0)  # or the compiler lets a product wait for the one before
+    for block in tl.range(0, k_blocks, num_stages=STAGES):
+        present = block * KEYS + key < keys
+        inside = present[:, None] & (channel < C)
+        k_tile, v_tile = tl.load(k_from, inside, 0.0), tl.load(v_from, inside, 0.0)
+        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
+        if BIASED:
+            x = tl.load(bias_from)
+            if x.dtype == tl.int32:  # two bfloat16
+                x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
+            logits += _in_rows(x, QUERIES, KEYS, WARPS, BITS)
+        if LIMITED:
+            logits = tl.minimum(logits, tl.load(limit_from)[None, :])
+        new = tl.maximum(highest, tl.max(logits, 1))
+        weights = tl.exp2(logits * LOG2_E - (new * LOG2_E)[:, None])
+        shrink = tl.exp2((highest - new) * LOG2_E)
+        total = total * shrink + tl.sum(weights, 1)
+        weights = weights.to(v.dtype.element_ty)
+        mixed = tl.dot(weights, v_tile, mixed * shrink[:, None], input_precision=PRECISION)
+        highest = new
+        k_from += k_step
+        v_from += v_step
+        limit_from += KEYS
+        bias_from += SIZE
+
+    open_gate = tl.sigmoid(tl.load(gate + gate_at[:, None] + channel, asked, 0.0).to(tl.float32))
+    result = (open_gate * (mixed / total[:, None])).to(out.dtype.element_ty)
+    tl.store(out + (row * queries + query)[:, None] * (H * C) + head * C + channel, result, asked)
+
+
+def _why_not(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> str | None:
+    given = [x for x in (q, k, v, gate, bias) if x is not None]
+    if not (q.is_cuda or INTERPRETED):
+        return "it needs a CUDA device"
+    if any(x.device != q.device for x in (mask, *given)):
+        return "the tensors are on different devices"
+    if q.is_cuda and _capability(q.device) < 80:
+        return "it needs a GPU of compute capability 8.0 or newer"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return "it has no backward"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {q.dtype}"
+    if INTERPRETED and q.dtype == torch.bfloat16:
+        return "Triton's interpreter can't multiply bfloat16"
+    if any(x.dtype != q.dtype for x in given):
+        return "the tensors have different dtypes"
+    if q.dim() != 4:
+        return "it takes no batch axes"
+    if q.shape[-1] not in (8, 16, 32, 64):
+        return f"heads have {q.shape[-1]} channels, not 8, 16, 32 or 64"
+    if any(x.stride(-1) != 1 for x in (q, k, v, gate)):
+        return "channels are not contiguous"
+    return None
+
+
+@gated_attention.backend("triton", why_not=_why_not)
+def gated_attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """One kernel, and before it one that lays out the bias (a copy of it is the only memory used beside the result)."""
+    rows, queries, heads, channels = q.shape
+    keys = k.shape[1]
+    out = q.new_empty(rows, queries, heads * channels)
+    if not out.numel() or not keys:
+        return out.zero_()
+    tile = tile or tile_for(q)
+    blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
+    tiled = None
+    if bias is not None:
+        tiled = q.new_empty(heads * blocks[0] * blocks[1], tile.queries * tile.keys)
+        _tile_bias[(*blocks, heads)](
+            bias,
+            tiled,
+            queries,
+            keys,
+            *bias.stride(),
+            QUERIES=tile.queries,
+            KEYS=tile.keys,
+            WARPS=tile.warps,
+        )
+        if q.dtype == torch.bfloat16:
+            tiled = tiled.view(torch.int32)
+    limits = None
+    masked = any(mask.stride())
+    if masked or (tiled is None and keys % tile.keys):  # the tiled bias hides the keys that are missing
+        limits = mask.new_full(
+            (rows if masked else 1, blocks[1] * tile.keys), -torch.inf, dtype=torch.float32
+        )
+        limits[:, :keys] = torch.where(mask == 0, HIDDEN.value, torch.inf) if masked else torch.inf
+        limits = limits.expand(rows, -1)
+    vector = 16 // q.element_size()
+    strides = [stride for x in (q, k, v, gate) for stride in (x.stride(0), x.stride(1), x.stride(2))]
+    aligned = vector if all(stride % vector == 0 for stride in strides) else 1
+    _attend[(rows * heads * blocks[0],)](
+        q,
+        k,
+        v,
+        gate,
+        q if tiled is None else tiled,
+        q if limits is None else limits,
+        out,
+        rows,
+        queries,
+        keys,
+        *(stride // aligned for stride in strides),
+        0 if limits is None else limits.stride(0),
+        ALIGNED=aligned,
+        H=heads,
+        C=channels,
+        WIDTH=max(channels, 16),
+        BIASED=bias is not None,
+        LIMITED=limits is not None,
+        QUERIES=tile.queries,
+        KEYS=tile.keys,
+        WARPS=tile.warps,
+        STAGES=tile.stages,
+        PRECISION=tiles.products(q.dtype),
+        num_warps=tile.warps,
+    )
+    return out
+
+
+def tile_for(q: Tensor) -> Tile:
+    """The tile for queries [..., c]."""
+    capability = _capability(q.device) if q.is_cuda else 0
+    table = TILES[tiles.precision(q.dtype)]
+    return next(tile for least, most, tile in table if capability >= least and q.shape[-1] <= most)
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    """90 is Hopper's."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
