@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,6 +33,7 @@ from axfold.data.query import Alignment, Query
 from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
 from axfold.residues import RESTYPES
+from machine import commit, device_name, file_name
 from peers import openfold
 
 RESULTS = Path(__file__).parent / "results"
@@ -157,25 +157,6 @@ def measure(run: Callable[[Any], Any], features: Any, repeats: int, clock: Clock
     return {**best, "all_seconds": everything}
 
 
-def device_name(device: torch.device) -> str:
-    """The processor's name, and for a CPU how many threads are used."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8")
-        name = re.search(r"model name\s*: (.+)", cpuinfo)
-    except OSError:
-        name = None
-    return f"{name[1] if name else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """The commit that is measured; "unknown" outside a checkout, with "+" where files have changed."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -250,8 +231,7 @@ def main() -> None:
         },
         "measured": measured,
     }
-    kind = re.sub(r"\W+", "-", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu").lower()
-    path = args.results / f"{result['date']}-{kind}-{args.precision}.json"
+    path = args.results / file_name(result["date"], device, args.precision)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     os.replace(temporary, path)

@@ -25,7 +25,7 @@ from axfold.model.alphafold import AlphaFold
 from axfold.testing import Comparison, compare
 from axfold.weights.load import load
 from axfold.weights.source import Source
-from model import commit, device_name
+from machine import commit, device_name, file_name
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "golden"))
@@ -124,11 +124,8 @@ def main() -> None:
             "precision": precision,
             "cases": cases,
         }
-        kind = re.sub(
-            r"\W+", "-", torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        ).lower()
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{result['date']}-{kind}-{precision}.json"
+        path = RESULTS / file_name(result["date"], device, precision)
         path.write_text(json.dumps(result, indent=1) + "\n")
     PAGE.write_text("\n".join(page()) + "\n")
     sys.exit(bool(failed))

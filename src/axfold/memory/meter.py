@@ -116,14 +116,10 @@ class Meter:
             whole = self.readings.setdefault(stage, Reading())
             call.seconds += seconds
             whole.seconds += seconds
-        for stage, call in self.sequence:
-            whole = self.readings.setdefault(stage, Reading())
-            whole.calls += call.calls
-            if call.peak_bytes > whole.peak_bytes:
-                whole.peak_bytes, whole.alive = call.peak_bytes, call.alive
+        self._add_up()
 
     def as_dict(self) -> dict[str, Any]:
-        """What was measured: "peak_bytes", "seconds", the "stages", and the "sequence" of their calls."""
+        """What was measured: "peak_bytes", "seconds", the "stages", and the "sequence" of the last pass's calls."""
         return {
             "peak_bytes": self.peak_bytes,
             "seconds": sum(reading.seconds for reading in self.readings.values()),
@@ -148,6 +144,13 @@ class Meter:
         if self._device.type != "cuda":
             self.peak_bytes = max(self.peak_bytes, total)
 
+    def _add_up(self) -> None:
+        for stage, call in self.sequence:
+            whole = self.readings.setdefault(stage, Reading())
+            whole.calls += call.calls
+            if call.peak_bytes > whole.peak_bytes:
+                whole.peak_bytes, whole.alive = call.peak_bytes, call.alive
+
     def _now(self) -> Any:
         if self._device.type != "cuda":
             return time.perf_counter()
@@ -169,6 +172,8 @@ class Meter:
     def _begin(self, stage: str) -> None:
         if stage == PASS:  # the one before may have ended by an error
             self._open.clear()
+            self._add_up()
+            self.sequence.clear()
         self._take_peak()
         now = self._now()
         if self._open:  # the stage around this one waits

@@ -6,7 +6,7 @@ Nothing is imported that computes, so that a plan costs milliseconds and needs n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from axfold.errors import AxfoldError
 from axfold.memory.budget import written
@@ -62,6 +62,7 @@ class Plan:
     rest: give EvoformerBlocks a bus to rest their MSA on; host: representations that live on the host
     blocks: rows at once of every stage
     stage: where the peak is, and `parts` what it consists of; host_parts: the same of the host's memory
+    peaks: bytes of the device at the peak of each stage, by "stack: stage"
     seconds: of a pass, roughly
     """
 
@@ -72,7 +73,8 @@ class Plan:
     stage: str
     parts: Mapping[str, int]
     host_parts: Mapping[str, int]
-    seconds: float = field(compare=False)
+    peaks: Mapping[str, int]
+    seconds: float
 
     @property
     def peak_device_bytes(self) -> int:
@@ -118,18 +120,14 @@ def plan(
     return min(fitting, key=lambda found: found.seconds)
 
 
-def with_blocks(sizes: Sizes, tier: str, rows: int | Mapping[str, int] | None, *, device: str = "") -> Plan:
-    """The plan of a tier with given rows at once (None: all); for tests and experiments."""
-    setup = _setups(sizes, tier)[0]
+def with_blocks(sizes: Sizes, setup: Setup, rows: int | None) -> Plan:
+    """The plan of a setup with so many rows at once in every stage, or all of them: for tests and experiments."""
     stages = costs(sizes)
-    blocks = {
-        cost.stage: min(
-            (rows.get(cost.stage) if isinstance(rows, Mapping) else rows) or max(cost.rows, cost.source_rows),
-            max(c.rows for c in stages if c.stage == cost.stage),
-        )
-        for cost in stages
-    }
-    return _made(sizes, setup, stages, blocks, rates_of(device if sizes.on_gpu else "cpu"))
+    blocks: dict[str, int] = {}
+    for cost in stages:
+        all_rows = max(cost.rows, cost.source_rows, blocks.get(cost.stage, 0))
+        blocks[cost.stage] = rows or all_rows
+    return _made(sizes, setup, stages, blocks, rates_of("" if sizes.on_gpu else "cpu"))
 
 
 def max_length(
@@ -279,6 +277,10 @@ def _made(
     staging = _staging(stages, setup, blocks)
     peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], staging), cost) for cost in stages if cost.calls]
     parts, cost = max(peaks, key=lambda peak: sum(peak[0].values()))
+    by_stage: dict[str, int] = {}
+    for needed, at in peaks:
+        name = f"{at.stack}: {at.stage}"
+        by_stage[name] = max(by_stage.get(name, 0), sum(needed.values()))
     host_parts = _on_host(sizes, setup) or {"process": PROCESS} | parts
     return Plan(
         tier=setup.tier,
@@ -288,6 +290,7 @@ def _made(
         stage=f"{cost.stack}: {cost.stage}",
         parts=parts,
         host_parts=host_parts,
+        peaks=by_stage,
         seconds=sizes.ensembles
         * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates) for cost in stages),
     )

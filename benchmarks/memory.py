@@ -1,0 +1,392 @@
+"""Measures the memory of a pass against its plan, and writes docs/memory.md.
+
+    python benchmarks/memory.py                                       # short proteins on the CPU
+    python benchmarks/memory.py --device cuda --lengths 256 1200 2048 3072 4096 \\
+        --tiers resident lean offload --precision bf16 fp32
+    python benchmarks/memory.py --device cuda --lengths 10000 --tiers resident offload --precision bf16 --blocks 1
+    python benchmarks/memory.py --device cuda --picture 1200:fp32 3072:bf16   # what is alive when
+    python benchmarks/memory.py --report                              # the page alone, from the results
+
+With --blocks, so many blocks of each stack run; the weights of all of them are on the device, and the seconds of a
+whole pass are extrapolated from each stage's.
+"""
+
+import argparse
+import gc
+import json
+import os
+import resource
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from axfold.config import PRESETS, Config
+from axfold.forecast import sizes_for
+from axfold.memory.apply import apply
+from axfold.memory.budget import parse_bytes
+from axfold.memory.costs import Sizes
+from axfold.memory.host import Bus
+from axfold.memory.meter import Meter
+from axfold.memory.plan import TIERS, DoesNotFit, plan
+from axfold.model.alphafold import AlphaFold
+from machine import commit, device_name, file_name
+from report import table
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "memory"
+PAGE = HERE.parent / "docs" / "memory.md"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STAYS_ON_THE_HOST = ("msa_feat", "extra_msa", "extra_has_deletion", "extra_deletion_value")
+
+GROUPS = {
+    "weights": "weights",
+    "features": "features",
+    "pair": "pair",
+    "MSA": "MSA",
+    "extra MSA": "MSA",
+    "template": "templates",
+    "context": "context",
+    "empty": "blocks that come and go",
+}
+"""Names of tensors in a profile, and the colours that they have in the picture; the rest is workspace."""
+
+HEAD = """# Memory: what is alive when
+
+Made by `python benchmarks/memory.py` from `benchmarks/results/memory`; no number here is typed by hand.
+
+U is one pair representation, 128 N² numbers. Every update of it is done row by row in place: what is alive is the
+representation, the context that all rows share, and the workspace of one block of rows.
+
+| stage | context | for one row of a block |
+| --- | --- | --- |
+| triangle multiplication | the other edges of the triangles, 1 U | input, gated projection, product |
+| triangle attention | bias, 4/128 U | input, q, k, v, gate, result |
+| MSA row attention | bias, 8/128 U | the same |
+| transition | none | input, four times as wide hidden layer |
+| outer product mean | a projection of the MSA, half an extra MSA | 32 x 32 products of each pair of residues, twice |
+| invariant point attention | keys and points, O(N) | the pair in float32, logits of 12 heads |
+
+`axfold plan` adds these up (`src/axfold/memory/costs.py` has a line for each) and chooses blocks and one of the tiers:
+**resident**, everything is on the device; **lean**, the MSA representations rest on the host while the pair is worked
+on, and if need be the extra MSA passes through the device block by block; **offload**, the pair does so too.
+"""
+
+
+def features(n: int, clusters: int, extra: int, templates: int) -> dict[str, torch.Tensor]:
+    """Random features that hide nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    aatype = torch.randint(0, 20, (n,), generator=generator, dtype=torch.int32)
+    made = {
+        "aatype": aatype,
+        "residue_index": torch.arange(n, dtype=torch.int32),
+        "seq_mask": torch.ones(n),
+        "target_feat": torch.nn.functional.one_hot(aatype.long() + 1, 22).float(),
+        "msa_feat": rand(clusters, n, 49),
+        "msa_mask": torch.ones(clusters, n),
+        "extra_msa": torch.randint(0, 22, (extra, n), generator=generator, dtype=torch.int32),
+        "extra_has_deletion": torch.zeros(extra, n),
+        "extra_deletion_value": torch.zeros(extra, n),
+        "extra_msa_mask": torch.ones(extra, n),
+    }
+    if templates:
+        made |= {
+            "template_aatype": aatype.expand(templates, n).contiguous(),
+            "template_all_atom_positions": 20 * rand(templates, n, 37, 3),
+            "template_all_atom_masks": torch.ones(templates, n, 37),
+            "template_pseudo_beta": 20 * rand(templates, n, 3),
+            "template_pseudo_beta_mask": torch.ones(templates, n),
+            "template_mask": torch.ones(templates),
+        }
+    return made
+
+
+def build(config: Config, blocks: int | None, dtype: torch.dtype, device: torch.device) -> AlphaFold:
+    """The network with so many blocks in each stack."""
+    sizes = config.model
+    if blocks is not None:
+        sizes = replace(
+            sizes,
+            extra_stack=replace(sizes.extra_stack, blocks=min(blocks, sizes.extra_stack.blocks)),
+            evoformer=replace(sizes.evoformer, blocks=min(blocks, sizes.evoformer.blocks)),
+        )
+    torch.manual_seed(0)
+    return AlphaFold(sizes).to_precision(dtype).to(device).eval().requires_grad_(False)
+
+
+def whole_pass(stages: Mapping[str, Any], config: Config, network: AlphaFold) -> float:
+    """Seconds of a pass with all blocks from those of the stages that ran."""
+    run = {"Evoformer": network.sizes.evoformer.blocks, "extra MSA stack": network.sizes.extra_stack.blocks}
+    of = {"Evoformer": config.model.evoformer.blocks, "extra MSA stack": config.model.extra_stack.blocks}
+    return sum(
+        reading["seconds"] * of.get(stage.partition(":")[0], 1) / run.get(stage.partition(":")[0], 1)
+        for stage, reading in stages.items()
+    )
+
+
+def measure(
+    n: int, tier: str, precision: str, config: Config, args: argparse.Namespace, tensors: bool = False
+) -> dict[str, Any]:
+    """One setting: its plan, and what it took; or the error that ended it."""
+    device, dtype = torch.device(args.device), DTYPES[precision]
+    on_gpu = device.type == "cuda"
+    sizes: Sizes = sizes_for(config, n, precision, templates=args.templates, on_gpu=on_gpu)
+    name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    row: dict[str, Any] = {"residues": n, "tier": tier, "precision": precision, "blocks": args.blocks}
+    network = build(config, args.blocks, dtype, device)
+    held = sum(p.nbytes for p in network.parameters())
+    ballast = torch.empty(max(sizes.weights - held, 0), dtype=torch.uint8, device=device)
+    if args.budget:
+        budget = parse_bytes(args.budget, "--budget")
+    elif on_gpu:
+        budget = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    else:
+        budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        chosen = plan(sizes, budget, tier=tier, device=name, cores=torch.get_num_threads())
+    except DoesNotFit as error:
+        return row | {"error": str(error)}
+    row |= {
+        "predicted_bytes": chosen.peak_device_bytes,
+        "predicted_seconds": chosen.seconds,
+        "predicted_host_bytes": chosen.peak_host_bytes,
+        "stage": chosen.stage,
+        "rows": dict(chosen.blocks),
+        "on_host": sorted(chosen.host),
+        "rests": chosen.rest,
+        "pair_bytes": n * n * config.model.c_z * dtype.itemsize,
+        "beside_bytes": sum(
+            chosen.parts.get(name, 0) for name in ("weights", "features", "MSA", "extra MSA")
+        ),
+    }
+    bus, passes = (
+        Bus(device),
+        max(args.passes, 1 + tensors),
+    )  # from the second on the pair is known by its name
+    apply(network, chosen, bus)
+    sample = {
+        key: x if on_gpu and key in STAYS_ON_THE_HOST else x.to(device)
+        for key, x in features(n, sizes.clusters, sizes.extra, args.templates).items()
+    }
+    try:
+        with Meter(network, device, bus=bus, tensors=tensors) as meter, torch.inference_mode():
+            recycled = None
+            for _ in range(passes):
+                result = network([sample], recycled)
+                recycled = result.recycled()
+                del result
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
+        return row | {"error": str(error).partition(". GPU")[0]}
+    measured = meter.as_dict()
+    row |= {
+        "measured_bytes": measured["peak_bytes"] + (0 if on_gpu else ballast.nbytes),
+        "run_seconds": measured["seconds"] / passes,
+        "seconds": whole_pass(measured["stages"], config, network) / passes,
+        "process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "stages": {
+            stage: {"seconds": reading["seconds"], "peak_bytes": reading["peak_bytes"]}
+            for stage, reading in measured["stages"].items()
+        },
+    }
+    if on_gpu:
+        row["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+    for call in measured["sequence"] if tensors else ():
+        call["alive"]["weights"] = call["alive"].get("weights", 0) + ballast.nbytes
+        call["peak_bytes"] += 0 if on_gpu else ballast.nbytes
+        row.setdefault("sequence", []).append(call)
+    return row
+
+
+def picture(row: Mapping[str, Any], path: Path) -> None:
+    """Bytes over the stages of a pass, the first block of each stack, as bars of what is alive."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    calls, seen = [], set()
+    for call in row["sequence"]:
+        stack = call["stage"].partition(":")[0]
+        if not call["alive"] or "rest" in call["stage"] or (stack, "done") in seen:
+            continue
+        if call["stage"] == f"{stack}: MSA row attention":
+            if (stack, "first") in seen:
+                seen.add((stack, "done"))
+                continue
+            seen.add((stack, "first"))
+        if stack == "structure":
+            seen.add((stack, "done"))
+        calls.append(call)
+    names = list(dict.fromkeys([*GROUPS.values(), "workspace", "inside of kernels"]))
+    bars: dict[str, list[float]] = {name: [] for name in names}
+    for call in calls:
+        found = dict.fromkeys(names, 0.0)
+        for tensor, size in call["alive"].items():
+            found[GROUPS.get(tensor, "workspace")] += size
+        found["inside of kernels"] = max(call["peak_bytes"] - sum(found.values()), 0)
+        for name in names:
+            bars[name].append(found[name] / 2**30)
+    figure, axes = pyplot.subplots(figsize=(11, 5), layout="constrained")
+    below = [0.0] * len(calls)
+    for name, color in zip(names, pyplot.get_cmap("tab10").colors, strict=False):
+        if any(bars[name]):
+            axes.bar(range(len(calls)), bars[name], bottom=below, label=name, color=color, width=0.9)
+            below = [low + high for low, high in zip(below, bars[name], strict=True)]
+    axes.axhline(row["predicted_bytes"] / 2**30, color="black", linestyle=":", label="predicted peak")
+    axes.set_xticks(range(len(calls)), [call["stage"] for call in calls], rotation=90, fontsize=7)
+    axes.set_ylabel("GiB")
+    axes.set_title(f"{row['residues']} residues, {row['precision']}, {row['tier']}")
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def page(folder: Path) -> Iterator[str]:
+    """The text of docs/memory.md."""
+    yield HEAD
+    for path in sorted(PAGE.parent.glob("memory-*.png")):
+        yield f"![{path.stem.replace('-', ' ')}]({path.name})\n"
+    newest: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        result = json.loads(path.read_text("utf-8"))
+        for row in result["measured"]:
+            key = result["device"], row["precision"], row["residues"], TIERS.index(row["tier"])
+            newest[key] = result, row
+    yield "## Predicted and measured\n"
+    yield (
+        "GiB at the peak of a pass; U: what lies above the weights and the MSA's tensors then, in pair\n"
+        "representations. Seconds are of a whole pass; with * extrapolated from fewer blocks.\n"
+    )
+    for device in dict.fromkeys(key[0] for key in sorted(newest)):
+        result = next(found for key, (found, _) in newest.items() if key[0] == device)
+        yield f"### {device}\n"
+        yield (
+            f"{result['date']}, torch {result['torch']}, axfold {result['axfold']}; {result['model']}, "
+            f"{result['clusters']} clusters, {result['extra']:,} extra sequences, {result['templates']} templates.\n"
+        )
+        head = [
+            "residues",
+            "precision",
+            "tier",
+            "predicted",
+            "measured",
+            "ratio",
+            "seconds",
+            "predicted seconds",
+        ]
+        yield from table(head, [cells(row) for key, (_, row) in sorted(newest.items()) if key[0] == device])
+        yield ""
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A line of the table."""
+    start = [str(row["residues"]), row["precision"], row["tier"]]
+    predicted = f"{row['predicted_bytes'] / 2**30:.2f}" if "predicted_bytes" in row else ""
+    if "error" in row:
+        return [*start, predicted, "does not fit", "", "", "", ""]
+    extrapolated = "" if row["blocks"] is None else "*"
+    return [
+        *start,
+        predicted,
+        f"{row['measured_bytes'] / 2**30:.2f}",
+        f"{row['predicted_bytes'] / row['measured_bytes']:.3f}",
+        f"{(row['measured_bytes'] - row['beside_bytes']) / row['pair_bytes']:.2f}",
+        f"{row['seconds']:.3g}{extrapolated}",
+        f"{row['predicted_seconds']:.3g}",
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=list(PRESETS), default="model_3", help="without templates: 3 to 5")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lengths", type=int, nargs="*", default=None, help="default: 64 96")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
+    parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--clusters", type=int, help="default: 512 on a GPU, 32 on a CPU")
+    parser.add_argument("--extra", type=int, help="default: 5120 on a GPU, 128 on a CPU")
+    parser.add_argument("--templates", type=int, default=0)
+    parser.add_argument("--blocks", type=int, help="of each stack that run (default: all; on a CPU 1)")
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--budget", help="of the device's memory, as in 8GB (default: what is free)")
+    parser.add_argument("--picture", nargs="+", default=[], metavar="LENGTH:PRECISION", help="to draw")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page to write")
+    parser.add_argument("--report", action="store_true", help="write the page alone")
+    args = parser.parse_args()
+    on_gpu = args.device != "cpu"
+    args.clusters = args.clusters or (512 if on_gpu else 32)
+    args.extra = args.extra or (5120 if on_gpu else 128)
+    if not on_gpu and args.blocks is None:
+        args.blocks = 1
+    if args.lengths is None:
+        args.lengths = [] if args.picture or args.report else [64, 96]
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    device = torch.device(args.device)
+    config = PRESETS[args.model]
+    config = replace(config, data=replace(config.data, msa_clusters=args.clusters, extra_msa=args.extra))
+    args.results.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "axfold": commit(),
+        "model": args.model,
+        "clusters": args.clusters,
+        "extra": args.extra,
+        "templates": args.templates,
+        "passes": args.passes,
+        "measured": [],
+    }
+    name = file_name(f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}", device)
+    for precision in args.precision if args.lengths and device.type == "cuda" else ():
+        build(config, 1, DTYPES[precision], device)([features_on(device)])  # the device warms up
+    for precision in args.precision:
+        for n in args.lengths:
+            for tier in args.tiers:
+                row = measure(n, tier, precision, config, args)
+                gc.collect()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                result["measured"].append(row)
+                print(" | ".join(cells(row)), row.get("error", ""), flush=True)
+                write(args.results / name, result)
+    for wanted in args.picture:
+        length, _, precision = wanted.partition(":")
+        row = measure(int(length), args.tiers[0], precision, config, args, tensors=True)
+        if "error" in row:
+            print(row["error"])
+            continue
+        path = args.page.parent / f"memory-{length}-{precision}.png"
+        picture(row, path)
+        print(f"written: {path}")
+    args.page.write_text("\n".join(page(args.results)), "utf-8")
+
+
+def features_on(device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: x.to(device) for name, x in features(32, 8, 8, 0).items()}
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()
