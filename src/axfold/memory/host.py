@@ -100,7 +100,7 @@ class Bus:
     @contextmanager
     def resting(self, x: Tensor) -> Iterator[None]:
         """Keep the values of x on the host meanwhile; its memory on the device is free for others."""
-        if x.device != self.device or not self.on_gpu:
+        if not x.is_cuda:
             yield
             return
         storage = x.untyped_storage()
