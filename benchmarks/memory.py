@@ -250,10 +250,10 @@ def picture(row: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def page(folder: Path) -> Iterator[str]:
-    """The text of docs/memory.md."""
+def page(folder: Path, pictures: Path) -> Iterator[str]:
+    """The text of docs/memory.md, with the pictures that lie beside it."""
     yield HEAD
-    for path in sorted(PAGE.parent.glob("memory-*.png")):
+    for path in sorted(pictures.glob("memory-*.png")):
         yield f"![{path.stem.replace('-', ' ')}]({path.name})\n"
     newest: dict[tuple[Any, ...], tuple[dict[str, Any], dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):  # names begin with the date
@@ -375,7 +375,7 @@ def main() -> None:
         path = args.page.parent / f"memory-{length}-{precision}.png"
         picture(row, path)
         print(f"written: {path}")
-    args.page.write_text("\n".join(page(args.results)), "utf-8")
+    args.page.write_text("\n".join(page(args.results, args.page.parent)), "utf-8")
 
 
 def features_on(device: torch.device) -> dict[str, torch.Tensor]:

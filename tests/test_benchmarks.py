@@ -65,3 +65,28 @@ def test_the_newest_result_of_a_device_counts(tmp_path: Path, report: ModuleType
     page = report.page(tmp_path)
     assert "2020-01-02" in page
     assert "2020-01-01" not in page
+
+
+def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
+    options = {
+        "--lengths": "24",
+        "--clusters": "8",
+        "--extra": "16",
+        "--precision": "fp32",
+        "--picture": "16:fp32",
+    }
+    words = [word for option in options.items() for word in option]
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), *words]
+    command += ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "memory.md")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").iterdir()
+    rows = json.loads(path.read_text("utf-8"))["measured"]
+    assert [row["tier"] for row in rows] == ["resident", "lean", "offload"]
+    for row in rows:
+        assert 0.95 <= row["predicted_bytes"] / row["measured_bytes"] <= 1.05
+        assert row["seconds"] > row["run_seconds"] > 0
+    assert (tmp_path / "memory-16-fp32.png").stat().st_size > 10_000
+    text = (tmp_path / "memory.md").read_text("utf-8")
+    assert "| 24 | fp32 | offload |" in text
+    assert "![memory 16 fp32](memory-16-fp32.png)" in text
