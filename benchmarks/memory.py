@@ -97,16 +97,14 @@ def features(n: int, clusters: int, extra: int, templates: int) -> dict[str, tor
         "extra_deletion_value": torch.zeros(extra, n),
         "extra_msa_mask": torch.ones(extra, n),
     }
-    if templates:
-        made |= {
-            "template_aatype": aatype.expand(templates, n).contiguous(),
-            "template_all_atom_positions": 20 * rand(templates, n, 37, 3),
-            "template_all_atom_masks": torch.ones(templates, n, 37),
-            "template_pseudo_beta": 20 * rand(templates, n, 3),
-            "template_pseudo_beta_mask": torch.ones(templates, n),
-            "template_mask": torch.ones(templates),
-        }
-    return made
+    return made | {
+        "template_aatype": aatype.expand(templates, n).contiguous(),
+        "template_all_atom_positions": 20 * rand(templates, n, 37, 3),
+        "template_all_atom_masks": torch.ones(templates, n, 37),
+        "template_pseudo_beta": 20 * rand(templates, n, 3),
+        "template_pseudo_beta_mask": torch.ones(templates, n),
+        "template_mask": torch.ones(templates),
+    }
 
 
 def build(config: Config, blocks: int | None, dtype: torch.dtype, device: torch.device) -> AlphaFold:

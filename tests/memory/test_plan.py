@@ -134,6 +134,13 @@ def test_what_is_promised(length, precision, tier, gib):
     assert found.peak_device_bytes <= gib * GIB
 
 
+@pytest.mark.parametrize(("tier", "gib", "units"), [("resident", 80, 2.3), ("offload", 5.5, 1.4)])
+def test_what_is_promised_in_pair_representations(tier, gib, units):
+    found = plan(sizes_for(PRESETS["model_3"], 3072, "bf16"), int(gib * GIB), tier=tier)
+    beside = sum(found.parts.get(name, 0) for name in ("weights", "features", "MSA", "extra MSA"))
+    assert found.peak_device_bytes - beside <= units * 3072**2 * 128 * 2
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("length", [1, 2, 63, 1000, 5000])
 def test_a_plan_keeps_to_its_budget(length, precision):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from axfold.config import Model, MsaStack, Templates, TriangleStack
 
 WIDE = 4  # bytes of float32, of statistics and of the structure module whatever the trunk's type is
+MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, whatever else does
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE
@@ -129,14 +130,15 @@ def _embedding(s: Sizes) -> Iterator[Cost]:
     )  # fmt: skip
     yield Cost(  # looked up types, deletions times weights, their sum; the two deletions of an element
         stage="extra MSA embedding", stack="pass", alive=("pair", "extra MSA"), rows=s.extra,
-        update=3 * e + n * 2 * (WIDE + b * cast) + moved_extra, streams=(("extra MSA", e), *[(None, n * WIDE)] * 3),
+        update=3 * e + n * 2 * (WIDE + b * cast) + moved_extra,
+        streams=(("extra MSA", e), *[(MSA_FEATURES, n * WIDE)] * 3),
     )  # fmt: skip
     joined = (
         s.sequences * n * m.c_m * b if s.sequences > s.clusters else 0
     )  # with the templates' rows: a copy
     yield Cost(  # terms of all rows, of the first row, their sum
         stage="MSA embedding", stack="pass", alive=("pair",), rows=s.clusters, whole=s.clusters * x,
-        update=3 * x + moved_msa, streams=((None, 0), (None, n * m.msa_features * WIDE)),
+        update=3 * x + moved_msa, streams=((None, 0), (MSA_FEATURES, n * m.msa_features * WIDE)),
         after=s.clusters * x + joined, products=2.0 * s.clusters * n * m.msa_features * m.c_m,
     )  # fmt: skip
 

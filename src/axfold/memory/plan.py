@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from axfold.errors import AxfoldError
 from axfold.memory.budget import written
-from axfold.memory.costs import Cost, Sizes, costs, representations
+from axfold.memory.costs import MSA_FEATURES, Cost, Sizes, costs, representations
 from axfold.memory.rates import Rates, rates_of
 
 STAGING = 3  # blocks of an operand on the device at once (memory.host.STAGES)
@@ -162,23 +162,23 @@ def _least(sizes: Sizes, setup: Setup, host_bytes: int | None) -> float:
         return float("inf")
     stages = costs(sizes)
     blocks = {cost.stage: 1 for cost in stages}
-    staged = _staging(stages, setup, blocks)
+    staged = _staging(sizes, stages, setup, blocks)
     return max(sum(_parts(sizes, setup, cost, 1, staged).values()) for cost in stages if cost.calls)
 
 
 def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates) -> Plan | None:
     """The fastest blocks for a setup, or None where not even one row fits."""
     stages = costs(sizes)
-    streaming = bool(setup.host)
+    streaming, passing = bool(setup.host), _passing(sizes, setup)
     best: Plan | None = None
     for staged in _STAGED if streaming else (0,):
         blocks = {cost.stage: _wanted(sizes, stages, cost.stage, rates) for cost in stages}
         if streaming:
             for cost in stages:
                 for name, size in (*cost.streams, *cost.sources):
-                    if name in setup.host and size:
+                    if name in passing and size:
                         blocks[cost.stage] = max(min(blocks[cost.stage], staged // size), 1)
-        staging = _staging(stages, setup, blocks)
+        staging = _staging(sizes, stages, setup, blocks)
         for cost in (cost for cost in stages if cost.calls):
             blocks[cost.stage] = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable, staging))
         if min(blocks.values()) < 1:
@@ -195,7 +195,7 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
     enough = ENOUGH if sizes.on_gpu else ENOUGH_CPU
     rows = -(-enough // sizes.residues)
     if stage == "triangle multiplication":
-        rows = max(rows, min(rates.full, sizes.residues // 8))
+        rows = max(rows, min(rates.full, 120 + sizes.residues // 32))  # nearly full speed, in a third of U
     if stage == "outer product mean":  # 32 x 32 numbers of each element are made: work enough for fewer
         rows = -(-rows // 2)
     if stage in ("MSA column attention", "global column attention"):
@@ -239,17 +239,24 @@ def _parts(sizes: Sizes, setup: Setup, cost: Cost, block: int, staging: int) -> 
     return parts | max(moments, key=lambda moment: sum(moment.values()))
 
 
-def _staging(stages: tuple[Cost, ...], setup: Setup, blocks: Mapping[str, int]) -> int:
+def _passing(sizes: Sizes, setup: Setup) -> frozenset[str]:
+    """What comes through the bus: where there is one, the features that stay on the host do too."""
+    features = bool(setup.host) and sizes.on_gpu and not any(sizes.msa_features)
+    return setup.host | (frozenset({MSA_FEATURES}) if features else frozenset())
+
+
+def _staging(sizes: Sizes, stages: tuple[Cost, ...], setup: Setup, blocks: Mapping[str, int]) -> int:
     """Bytes of the buffers through which blocks pass: they are kept, each as large as the largest that used it."""
     largest: dict[tuple[int, int], int] = {}
+    passing = _passing(sizes, setup)
     for cost in stages if setup.host else ():
         for rows, operands in ((cost.rows, cost.streams), (cost.source_rows, cost.sources)):
-            if not rows or not any(name in setup.host for name, _ in operands):
+            if not rows or not any(name in passing for name, _ in operands):
                 continue
             block = min(blocks[cost.stage], rows)
             for operand, (name, size) in enumerate(operands):
                 for stage in range(min(STAGING, -(-rows // block))):
-                    if name in setup.host:
+                    if name in passing:
                         largest[operand, stage] = max(largest.get((operand, stage), 0), block * size)
     return sum(largest.values())
 
@@ -274,7 +281,7 @@ def _on_host(sizes: Sizes, setup: Setup) -> dict[str, int]:
 def _made(
     sizes: Sizes, setup: Setup, stages: tuple[Cost, ...], blocks: Mapping[str, int], rates: Rates
 ) -> Plan:
-    staging = _staging(stages, setup, blocks)
+    staging = _staging(sizes, stages, setup, blocks)
     peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], staging), cost) for cost in stages if cost.calls]
     parts, cost = max(peaks, key=lambda peak: sum(peak[0].values()))
     by_stage: dict[str, int] = {}
@@ -324,7 +331,7 @@ def _seconds(sizes: Sizes, setup: Setup, cost: Cost, block: int, rates: Rates) -
 def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | None) -> DoesNotFit:
     setup = _setups(sizes, tier)[-1]
     stages = costs(sizes)
-    staging = _staging(stages, setup, {cost.stage: 1 for cost in stages})
+    staging = _staging(sizes, stages, setup, {cost.stage: 1 for cost in stages})
     parts, cost = max(
         ((_parts(sizes, setup, cost, 1, staging), cost) for cost in stages if cost.calls),
         key=lambda need: sum(need[0].values()),

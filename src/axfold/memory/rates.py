@@ -32,7 +32,7 @@ _DEVICES = (
     (r"RTX 30\d\d|A10|A40|RTX A", Rates((60e12, 15e12), (18e12, 8e12), 0.6e12, 20e9, 7e-6)),
     (r"T4|V100|RTX 20\d\d", Rates((6e12, 7e12), (4e12, 4e12), 0.3e12, 10e9, 8e-6)),
 )
-_CPU_CORE = Rates((25e9, 50e9), (12e9, 25e9), 6e9, 6e9, 3e-6, full=16)
+_CPU_CORE = Rates((60e9, 95e9), (25e9, 45e9), 10e9, 10e9, 3e-6, full=16)
 UNKNOWN_GPU = "H100"
 
 
