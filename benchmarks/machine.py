@@ -1,5 +1,6 @@
 """What is measured, and on what."""
 
+import os
 import platform
 import re
 import subprocess
@@ -21,10 +22,13 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured; "unknown" outside a checkout, with "+" where files have changed."""
+    """The commit that is measured, with "+" where files have changed.
+
+    In a copy without its history AXFOLD_COMMIT says it; else it is "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or os.environ.get("AXFOLD_COMMIT", "unknown")
 
 
 def file_name(date: str, device: torch.device, *words: str) -> str:

@@ -199,20 +199,7 @@ def main() -> None:
             continue
         engines += [(peer.NAME, setting, peer.build(setting, config, device)) for setting in peer.SETTINGS]
 
-    measured = []
-    for residues in args.lengths:
-        query = random_query(residues, 2 * (args.clusters + args.extra))
-        samples = pipelines.monomer(query, config, seed=0, passes=1)
-        features = {name: np.array(value[0]) for name, value in samples.items()}
-        for engine, setting, run in engines:
-            row = measure(run, features, args.repeats, clock)
-            measured.append({"engine": engine, "setting": setting, "residues": residues, **row})
-            print(f"{residues:5} residues  {engine} {setting:28} {row['seconds']:9.3f} s", flush=True)
-            for part, seconds in sorted(row["parts"].items(), key=lambda item: -item[1]):
-                print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
-    if args.dry_run:
-        return
-    result = {
+    result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "note": args.note,
         "device": device_name(device),
@@ -229,13 +216,25 @@ def main() -> None:
             "blocks": config.model.evoformer.blocks,
             "repeats": args.repeats,
         },
-        "measured": measured,
+        "measured": [],
     }
     path = args.results / file_name(result["date"], device, args.precision)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
-    print(f"written: {path}")
+    for residues in args.lengths:
+        query = random_query(residues, 2 * (args.clusters + args.extra))
+        samples = pipelines.monomer(query, config, seed=0, passes=1)
+        features = {name: np.array(value[0]) for name, value in samples.items()}
+        for engine, setting, run in engines:
+            row = measure(run, features, args.repeats, clock)
+            result["measured"].append({"engine": engine, "setting": setting, "residues": residues, **row})
+            print(f"{residues:5} residues  {engine} {setting:28} {row['seconds']:9.3f} s", flush=True)
+            for part, seconds in sorted(row["parts"].items(), key=lambda item: -item[1]):
+                print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
+            if not args.dry_run:  # each time: what is measured outlives an interruption
+                temporary = path.with_suffix(".part")
+                temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+                os.replace(temporary, path)
+    if not args.dry_run:
+        print(f"written: {path}")
 
 
 if __name__ == "__main__":
