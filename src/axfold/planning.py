@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def sizes_of(sample: Mapping[str, np.ndarray], config: Config, network: AlphaFol
 @torch.no_grad()
 def kernels_of(network: AlphaFold) -> frozenset[str]:
     """The ops whose own kernels take the calls of this network's trunk: some of KERNELS."""
-    pair = network.trunk.evoformer.blocks[0].pair
+    pair: Any = network.trunk.evoformer.blocks[0].get_submodule("pair")
     triangle, attention = pair.multiplication_outgoing, pair.attention_starting
 
     def of(*layers: torch.nn.Module) -> list[torch.Tensor]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from axfold.config import Model, MsaStack, Templates, TriangleStack
 
-ALIGNMENT = 16  # numbers to a multiple of which kernels make rows of the triangle product (ops.triton.triangle)
+ALIGNMENT = (
+    16  # numbers to a multiple of which kernels make rows of the triangle product (ops.triton.triangle)
+)
 WIDE = 4  # bytes of float32, of statistics and of the structure module whatever the trunk's type is
 MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, whatever else does
 KERNELS = frozenset(
@@ -276,7 +278,8 @@ def _pair_block(
     )  # fmt: skip
     yield Cost(  # normalised input, the hidden layer
         stage="transition", stack=stack, alive=alive, rows=n,
-        update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * z, streams=((pair, z),), idle=idle, calls=calls, products=4.0 * n * n * c * c * sizes.transition_factor,
+        update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * z,
+        streams=((pair, z),), idle=idle, calls=calls, products=4.0 * n * n * c * c * sizes.transition_factor,
     )  # fmt: skip
 
 
