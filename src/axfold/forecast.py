@@ -11,7 +11,7 @@ from axfold import console
 from axfold.config import Config
 from axfold.errors import InputError
 from axfold.memory.budget import parse_bytes, written
-from axfold.memory.costs import Sizes
+from axfold.memory.costs import FLOAT32_KERNELS, KERNELS, Sizes
 from axfold.memory.plan import TIERS, DoesNotFit, Plan, max_length, plan
 from axfold.options import DEFAULT_MODEL, configured, one_of
 from axfold.weights.names import parameters
@@ -46,7 +46,7 @@ def sizes_for(
     templates: int = 0,
     on_gpu: bool = True,
 ) -> Sizes:
-    """Sizes of a pass; None is as many rows of the MSA as `config` takes."""
+    """Sizes of a pass; None is as many rows of the MSA as `config` takes. A GPU is one whose kernels run."""
     limit = max(config.data.msa_clusters - config.data.templates, 1)
     wide = ("structure.", "heads.confidence.")  # at least float32
     weights = sum(
@@ -64,6 +64,7 @@ def sizes_for(
         weights=weights,
         ensembles=config.ensembles,
         on_gpu=on_gpu,
+        kernels=frozenset() if not on_gpu else FLOAT32_KERNELS if precision == "fp32" else KERNELS,
         msa_features=(0, 0) if on_gpu else CPU_FEATURES,
     )
 

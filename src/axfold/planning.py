@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from axfold import ops
 from axfold.config import Config
 from axfold.data.query import Query
 from axfold.errors import InputError
@@ -84,8 +86,36 @@ def sizes_of(sample: Mapping[str, np.ndarray], config: Config, network: AlphaFol
         weights=sum(p.numel() * p.itemsize for p in network.parameters()),
         ensembles=config.ensembles,
         on_gpu=weight.is_cuda,
+        kernels=kernels_of(network),
         msa_features=(0, 0) if weight.is_cuda else CPU_FEATURES,
     )
+
+
+@torch.no_grad()
+def kernels_of(network: AlphaFold) -> frozenset[str]:
+    """The ops whose own kernels take the calls of this network's trunk: some of KERNELS."""
+    pair: Any = network.trunk.evoformer.blocks[0].get_submodule("pair")
+    triangle, attention = pair.multiplication_outgoing, pair.attention_starting
+
+    def of(*layers: torch.nn.Module) -> list[torch.Tensor]:
+        return [parameter for layer in layers for parameter in layer.parameters()]
+
+    norm = of(triangle.norm)
+    z = norm[0].new_zeros(1, 1, len(norm[0]))
+    own = z.new_zeros(triangle.norm_product.weight.shape[0], 1, 1)
+    heads, width = attention.attention.heads, attention.attention.gate.out_features
+    q = z.new_zeros(1, 1, heads, width // heads)
+    layers = of(triangle.norm, triangle.norm_product, triangle.output, triangle.output_gate)
+    transition = of(pair.transition.norm, pair.transition.expand, pair.transition.output)
+    mask = z[..., 0]
+    calls: dict[str, tuple[ops.Op, list[torch.Tensor]]] = {
+        "gated_attention": (ops.gated_attention, [q, q, q, q, mask]),
+        "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
+        "transition": (ops.transition, [z, *transition]),
+        "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),
+        "triangle_update": (ops.triangle_update, [z, own, own, *layers]),
+    }
+    return frozenset(name for name, (op, given) in calls.items() if op.backend_for(*given) == "triton")
 
 
 def choose(sizes: Sizes, memory: Memory, leaner_than: Plan | None = None) -> Plan:

@@ -20,8 +20,8 @@ SUBMODULES = {
     "pair.attention_ending": "triangle_attention_ending_node",
     "pair.transition": "pair_transition",
 }
-COLUMNS = {"column_attention", "pair.multiplication_incoming", "pair.attention_ending"}
-"""Updates that act on columns: what is added there is transposed."""
+COLUMNS = {"column_attention", "pair.attention_ending"}
+"""Updates that act on columns and add by a `Residual`: what is added there is transposed."""
 
 
 class Recorder:
@@ -64,7 +64,7 @@ class Recorder:
             for stage, blocks in (("extra", trunk.extra_stack.blocks), ("evo", trunk.evoformer.blocks)):
                 for block in blocks:
                     after(block, lambda _, i, out, stage=stage: self._trace(stage, *out))
-                self._submodules(f"{stage}_block1_sub", blocks[0], before)
+                self._submodules(f"{stage}_block1_sub", blocks[0], before, after)
             first = trunk.evoformer.blocks[0]
             after(first, lambda _, i, out: self._take("msa_after_block1", out[0]))
             after(first, lambda _, i, out: self._take("pair_after_block1", out[1]))
@@ -79,13 +79,25 @@ class Recorder:
         for name, rows in self._rows.items():
             self.taken[name] = torch.stack(rows)
 
-    def _submodules(self, prefix: str, block: nn.Module, before) -> None:
+    def _submodules(self, prefix: str, block: nn.Module, before, after) -> None:
         for ours, theirs in SUBMODULES.items():
             module = block.get_submodule(ours)
             if theirs == "msa_column_attention" and hasattr(module, "kv"):
                 theirs = "msa_column_global_attention"
+            key = f"{prefix}/{theirs}"
+            if not hasattr(module, "residual"):  # an operation adds the update: it is what has changed
 
-            def take(_, inputs, key=f"{prefix}/{theirs}", transposed=ours in COLUMNS):
+                def keep(_, inputs, key=key):
+                    self._take(key, inputs[0])
+
+                def change(_, inputs, out, key=key):
+                    self._take(key, out - self.taken[key])
+
+                before(module, keep)
+                after(module, change)
+                continue
+
+            def take(_, inputs, key=key, transposed=ours in COLUMNS):
                 update = inputs[1]
                 self._take(key, update.transpose(-2, -3) if transposed else update)
 

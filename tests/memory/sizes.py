@@ -7,6 +7,7 @@ import torch
 from axfold.config import PRESETS, Model
 from axfold.memory.costs import Sizes
 from axfold.model.alphafold import AlphaFold
+from axfold.planning import kernels_of
 
 MSA_FEATURES = (49 * 4, 3 * 4)  # bytes of an element on the device: float32, int32
 
@@ -75,5 +76,6 @@ def sizes_of(
         itemsize=network.trunk.single.weight.itemsize,
         weights=sum(p.nbytes for p in network.parameters()),
         on_gpu=on_gpu,
+        kernels=kernels_of(network) if on_gpu else frozenset(),
         msa_features=MSA_FEATURES,
     )

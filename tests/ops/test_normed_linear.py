@@ -38,7 +38,7 @@ def test_kernel(rows, n, c, out, biased, dtype):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("c", "out"), [(128, 512), (256, 1024), (64, 256), (128, 4)])
 def test_kernel_at_real_sizes(c, out, dtype):
     arguments = normal(40, 1201, c), *norm(c), *linear(out, c)

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from kernels import (
     DTYPES,
+    EXACT,
     SIZES,
+    TOLERANCE,
     assert_rounds_like_the_reference,
     convert,
     dropout,
@@ -65,18 +67,19 @@ def test_kernel(rows, n, c, factor, dropped, dtype):
 
 @kernel
 def test_kernel_leaves_x_where_gradients_are_recorded():
-    arguments = convert(inputs(2, 5, 16), torch.float32)
+    arguments = convert(inputs(2, 5, 16), EXACT)
     before = arguments[0].clone()
     found = ops.transition(*arguments, backend="triton")
     assert torch.equal(arguments[0], before)
-    torch.testing.assert_close(found, ops.transition(*arguments, backend="reference"), atol=1e-5, rtol=1e-5)
+    expected = ops.transition(*arguments, backend="reference")
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
     arguments[1].requires_grad_()
     with pytest.raises(ops.BackendError, match="it has no backward"):
         ops.transition(*arguments, backend="triton")
 
 
 @on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("c", [64, 128, 256])
 def test_kernel_at_real_sizes(c, dtype):
     assert_rounds_like_the_reference(ops.transition, *inputs(40, 1201, c), dtype=dtype)

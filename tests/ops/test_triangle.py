@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from kernels import (
     DTYPES,
+    EXACT,
     INTERPRETED,
     SIZES,
+    TOLERANCE,
     assert_rounds_like_the_reference,
     convert,
     dropout,
@@ -107,8 +109,8 @@ def test_update_kernel(rows, n, c_z, c, shared, dtype):
 @pytest.mark.parametrize("edges", ["outgoing", "incoming"])
 def test_row_blocks_by_kernels_are_the_module(edges):
     """Both kernels as a module uses them: operands of all rows, then blocks of rows in place."""
-    z, mask, *layers = convert(operand_inputs(19, 19, 32, 16), torch.float32)
-    update = convert(update_inputs(19, 19, 32, 16)[3:], torch.float32)
+    z, mask, *layers = convert(operand_inputs(19, 19, 32, 16), EXACT)
+    update = convert(update_inputs(19, 19, 32, 16)[3:], EXACT)
     results = {}
     for backend in ("reference", "triton"):
         whole = z.clone()
@@ -119,11 +121,11 @@ def test_row_blocks_by_kernels_are_the_module(edges):
             ops.triangle_update(y[rows], own, others, *update, backend=backend)
         results[backend] = whole
     assert not torch.equal(results["triton"], z)
-    torch.testing.assert_close(results["triton"], results["reference"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(results["triton"], results["reference"], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [256, 1201])
 def test_kernels_at_real_sizes(n, dtype):
     z, *others = operand_inputs(40, n, 128, 128, masked=False)
@@ -162,9 +164,21 @@ def test_kernels_beyond_32_bits():
     ids=["dtype", "channels", "gradients", "batch"],
 )
 def test_a_kernel_says_why_it_cannot_take_a_call(change, reason):
-    z, mask, *layers = convert(operand_inputs(2, 3, 16, 16), torch.float32)
+    z, mask, *layers = convert(operand_inputs(2, 3, 16, 16), EXACT)
     with pytest.raises(ops.BackendError, match=f"triangle_operand: backend 'triton' can't take .*{reason}"):
         ops.triangle_operand(change(z), mask, *map(change, layers), backend="triton")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_gpus_leave_float32_to_pytorch(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        arguments = convert(operand_inputs(2, 3, 16, 16), torch.float32)
+        assert ops.triangle_operand.backend_for(*arguments) == "reference"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors on the CPU")

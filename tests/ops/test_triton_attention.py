@@ -48,7 +48,9 @@ def test_kernel_rounds_like_the_reference(case, dtype):
 
 
 @kernel
-@pytest.mark.parametrize("tile", [attention.Tile(128, 64, 8, 2), attention.Tile(64, 16, 4, 1)], ids=str)
+@pytest.mark.parametrize(
+    "tile", [attention.Tile(128, 64, 8, 2), attention.Tile(64, 16, 4, 1, rows=2)], ids=str
+)
 @pytest.mark.parametrize("biased", [True, False])
 def test_kernel_every_tile_gives_the_same(tile, biased):
     case = replace(PLAIN, biased=biased, length=130)

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 
 from axfold.config import Model, MsaStack, Templates, TriangleStack
 
+ALIGNMENT = (
+    16  # numbers to a multiple of which kernels make rows of the triangle product (ops.triton.triangle)
+)
 WIDE = 4  # bytes of float32, of statistics and of the structure module whatever the trunk's type is
 MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, whatever else does
+KERNELS = frozenset(
+    {"gated_attention", "normed_linear", "transition", "triangle_operand", "triangle_update"}
+)  # ops that hold less on a GPU, where their own kernels take the call
+FLOAT32_KERNELS = frozenset({"gated_attention"})  # the others leave float32 to PyTorch
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE
@@ -27,6 +34,7 @@ class Sizes:
     itemsize: bytes of a number in the trunk; weights: bytes of all parameters
     msa_features: bytes on the device of an element (sequence, residue) of the MSA's and the extra MSA's features,
         which else come from the host row by row; their masks are always on the device
+    kernels: ops whose own kernels take the calls of the trunk, some of KERNELS
     logits: are the distogram's and the aligned error's wanted whole?
     """
 
@@ -39,6 +47,7 @@ class Sizes:
     weights: int = 0
     ensembles: int = 1
     on_gpu: bool = True
+    kernels: frozenset[str] = frozenset()
     msa_features: tuple[int, int] = (0, 0)
     logits: bool = False
 
@@ -173,10 +182,13 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
     o = sizes.c_outer_product
     masked = stack == "Evoformer" and s.sequences > s.clusters  # unaligned residues of the templates' rows
     bias = sizes.heads * n * n * b
+    tiled = _tiled_bias(s, sizes.heads)
     own = min(max(LOGITS * b // max(bias, 1), 1), s.templates) * bias if masked else 0
-    yield Cost(  # normalised input, q, k, v, gate, result, sigmoid of the gate
-        stage="MSA row attention", stack=stack, alive=alive, rows=depth, update=x + 6 * n * width * b,
-        source_rows=n, prepare=z + n * sizes.heads * b, context=bias, copied=bias, whole=own,
+    yield Cost(
+        stage="MSA row attention", stack=stack, alive=alive, rows=depth,
+        update=_attention(s, x, n * width * b, n * masked), source_rows=n,
+        prepare=("normed_linear" not in s.kernels) * z + n * sizes.heads * b, context=bias,
+        copied=0 if tiled else bias, whole=tiled or own,
         streams=((streams, x),), sources=(("pair", z),), calls=sizes.blocks,
         products=2.0 * depth * n * c * 5 * width, attention=4.0 * depth * n * n * width,
     )  # fmt: skip
@@ -194,12 +206,14 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
         )  # fmt: skip
     else:
         yield Cost(  # as along the rows
-            stage="MSA column attention", stack=stack, alive=alive, rows=n, update=y + 6 * depth * width * b,
+            stage="MSA column attention", stack=stack, alive=alive, rows=n,
+            update=_attention(s, y, depth * width * b, depth * masked),
             streams=((streams, y),), calls=sizes.blocks, products=2.0 * depth * n * c * 5 * width,
             attention=4.0 * n * depth * depth * width,
         )  # fmt: skip
     yield Cost(  # input, the hidden layer
-        stage="transition", stack=stack, alive=alive, rows=depth, update=(sizes.transition_factor + 1) * x,
+        stage="transition", stack=stack, alive=alive, rows=depth,
+        update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * x,
         streams=((streams, x),), calls=sizes.blocks,
         products=4.0 * depth * n * c * c * sizes.transition_factor,
     )  # fmt: skip
@@ -211,6 +225,21 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
         products=2.0 * n * n * o * o * (depth + c_z),
     )  # fmt: skip
     yield from _pair_block(s, stack, c_z, sizes.pair, alive, "pair", sizes.blocks, idle=True)
+
+
+def _attention(s: Sizes, x: int, width: int, limits: int) -> int:
+    """Bytes of a row of attention: x of its input and of its update, `width` of each of its projections.
+
+    limits: of so many keys, where the kernel hides some.
+    """
+    inside = 5 * width + 9 * limits if "gated_attention" in s.kernels else 6 * width  # sigmoid of the gate
+    return max(x + 4 * width, inside, 5 * width + x, 0 if "normed_linear" in s.kernels else 2 * x)
+
+
+def _tiled_bias(s: Sizes, heads: int) -> int:
+    """Bytes of the bias as the kernel of attention lays it out, at most; 0 where it does not run."""
+    queries, keys = (-(-s.residues // tile) * tile for tile in (128, 64))
+    return heads * queries * keys * s.itemsize if "gated_attention" in s.kernels else 0
 
 
 def _pair_block(
@@ -226,20 +255,30 @@ def _pair_block(
     n, b = s.residues, s.itemsize
     z, h, a = n * c * b, n * sizes.c_multiplication * b, n * sizes.heads * sizes.c_attention * b
     bias = sizes.heads * n * n * b
-    yield Cost(  # normalised input, both halves of the projection, one gated; or input, update, gate, its sigmoid
-        stage="triangle multiplication", stack=stack, alive=alive, rows=n, update=max(z + 3 * h, 4 * z),
-        source_rows=n, prepare=z + 3 * h, context=n * h, streams=((pair, z),), sources=((pair, z),),
+    # normalised input and both halves of the projection; or these and one gated
+    operand, made = max(z + 2 * h, 2 * z, 3 * h), h
+    # operand, product, its copy for the LayerNorm, which makes one more; or operand, update, normalised input, gate
+    update = max(operand, 4 * h, h + 3 * z)
+    if s.kernels >= {"triangle_operand", "triangle_update"}:  # operand; product; both of aligned rows
+        operand = made = -(-n // ALIGNMENT) * ALIGNMENT * sizes.c_multiplication * b
+        update = 2 * made
+    yield Cost(
+        stage="triangle multiplication", stack=stack, alive=alive, rows=n, update=update,
+        source_rows=n, prepare=operand, context=n * made, streams=((pair, z),), sources=((pair, z),),
         idle=idle, calls=2 * calls,
         products=2.0 * n**3 * sizes.c_multiplication + 2.0 * n * n * c * (5 * sizes.c_multiplication + c),
     )  # fmt: skip
-    yield Cost(  # normalised input, q, k, v, gate, result, sigmoid of the gate
-        stage="triangle attention", stack=stack, alive=alive, rows=n, update=z + 6 * a,
-        source_rows=n, prepare=2 * z, context=bias, copied=bias, streams=((pair, z),), sources=((pair, z),),
+    tiled = _tiled_bias(s, sizes.heads)
+    yield Cost(  # of the context: the input in order, and normalised
+        stage="triangle attention", stack=stack, alive=alive, rows=n, update=_attention(s, z, a, 0),
+        source_rows=n, prepare=n * sizes.heads * b if "normed_linear" in s.kernels else 2 * z, context=bias,
+        copied=0 if tiled else bias, whole=tiled, streams=((pair, z),), sources=((pair, z),),
         idle=idle, calls=2 * calls, products=2.0 * n * c * 5 * a / b,
         attention=4.0 * n**3 * sizes.heads * sizes.c_attention,
     )  # fmt: skip
     yield Cost(  # normalised input, the hidden layer
-        stage="transition", stack=stack, alive=alive, rows=n, update=(sizes.transition_factor + 1) * z,
+        stage="transition", stack=stack, alive=alive, rows=n,
+        update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * z,
         streams=((pair, z),), idle=idle, calls=calls, products=4.0 * n * n * c * c * sizes.transition_factor,
     )  # fmt: skip
 

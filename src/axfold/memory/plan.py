@@ -192,6 +192,8 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates) -> Plan | None:
 def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) -> int:
     """Rows with which a stage runs about as fast as it can."""
     same = [cost for cost in stages if cost.stage == stage]
+    if sizes.kernels and not any(cost.update or cost.prepare for cost in same):  # more rows cost nothing
+        return max(max(cost.rows for cost in same), 1)
     enough = ENOUGH if sizes.on_gpu else ENOUGH_CPU
     rows = -(-enough // sizes.residues)
     if stage == "triangle multiplication":
@@ -312,11 +314,11 @@ def _seconds(sizes: Sizes, setup: Setup, cost: Cost, block: int, rates: Rates) -
     if not cost.calls or not cost.rows:
         return 0.0
     wide = sizes.itemsize >= 4 or cost.stack == "structure"
-    speed = rates.products[wide]
+    speed, attending = rates.speeds(wide, sizes.kernels)
     if cost.stage == "triangle multiplication":
         speed *= min(1.0, block / rates.full)
     moved = cost.rows * cost.update + cost.source_rows * cost.prepare
-    work = cost.products / speed + cost.attention / rates.attention[wide] + _PASSES * moved / rates.memory
+    work = cost.products / speed + cost.attention / attending + _PASSES * moved / rates.memory
     blocks = -(-cost.rows // block) + (-(-cost.source_rows // block) if cost.source_rows else 0)
     launched = max(work, blocks * _LAUNCHES * rates.launch)
     bus = sum(rows * size for rows, operands in ((cost.rows, cost.streams), (cost.source_rows, cost.sources))

@@ -20,12 +20,17 @@ class SharedDropout(nn.Module):
         super().__init__()
         self.rate, self.shared = rate, shared
 
-    def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
+    def keep(self, x: Float[Tensor, "*b i j c"]) -> Tensor | None:
+        """What it multiplies an update of x with, of a shape that broadcasts to x's; None where it drops nothing."""
         if not self.training or self.rate == 0:
-            return x
+            return None
         shape = list(x.shape)
         shape[self.shared] = 1
-        return x * nn.functional.dropout(x.new_ones(shape), self.rate)
+        return nn.functional.dropout(x.new_ones(shape), self.rate)
+
+    def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
+        keep = self.keep(x)
+        return x if keep is None else x * keep
 
 
 class Residual(nn.Module):
@@ -68,17 +73,6 @@ class RowUpdate(nn.Module):
         raise TypeError(f"{type(self).__name__} needs no context")
 
 
-class GatedLinear(nn.Module):
-    """sigmoid(gate) * linear, as in Algorithms 11 and 12, line 2; both halves in one projection."""
-
-    def __init__(self, c_in: int, c_out: int):
-        super().__init__()
-        self.linear = nn.Linear(c_in, 2 * c_out)
-
-    def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
-        return nn.functional.glu(self.linear(x), dim=-1)
-
-
 class Transition(RowUpdate):
     """Two layers on every element by itself: Algorithm 9 on the MSA, Algorithm 15 on the pair representation."""
 
@@ -89,11 +83,10 @@ class Transition(RowUpdate):
         self.norm = nn.LayerNorm(c)
         self.expand = nn.Linear(c, factor * c)
         self.output = nn.Linear(factor * c, c)
-        self.residual = Residual()
 
     def update(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
-        hidden = self.expand(self.norm(x)).relu_()
-        return self.residual(x, self.output(hidden))
+        layers = self.norm, self.expand, self.output
+        return ops.transition(x, *(p for layer in layers for p in (layer.weight, layer.bias)))
 
     def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
         """x with its update added. Consumes x."""
@@ -101,7 +94,7 @@ class Transition(RowUpdate):
 
 
 class GatedAttention(nn.Module):
-    """Projections of multi-head attention within rows, around `ops.gated_attention`; no LayerNorm."""
+    """Projections of multi-head attention within rows, around `ops.gated_attention`; the LayerNorm is the caller's."""
 
     def __init__(self, c: int, c_head: int, heads: int):
         super().__init__()
@@ -113,11 +106,16 @@ class GatedAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "*b r n c"],
+        norm: nn.LayerNorm,
         mask: Float[Tensor, "*b r n"],
         bias: Float[Tensor, "*b h n n"] | None = None,
     ) -> Float[Tensor, "*b r n c"]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        gate = self.gate(x).unflatten(-1, (self.heads, -1))
+        """Attention of norm(x)."""
+        # put together for one read of x: the weights are small beside any representation
+        weight = torch.cat([self.qkv.weight, self.gate.weight])
+        shift = nn.functional.pad(self.gate.bias, (len(self.qkv.weight), 0))
+        projected = ops.normed_linear(x, norm.weight, norm.bias, weight, shift)
+        q, k, v, gate = projected.unflatten(-1, (4, self.heads, -1)).unbind(-3)
         return self.output(ops.gated_attention(q, k, v, gate, mask, bias))
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from axfold import ops
 from axfold.model.layers import GatedAttention, Residual, RowUpdate
 from axfold.ops.attention import MASKED
 
@@ -23,12 +24,13 @@ class MSARowAttention(RowUpdate):
         self.residual = Residual(dropout)  # Algorithm 6, line 2: row-wise
 
     def prepare(self, z: Float[Tensor, "*b i j c_z"]) -> Float[Tensor, "*b h i j"]:
-        return self.bias(self.norm_pair(z)).movedim(-1, -3)
+        norm = self.norm_pair
+        return ops.normed_linear(z, norm.weight, norm.bias, self.bias.weight).movedim(-1, -3)
 
     def update(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"], bias: Float[Tensor, "*b h r r"]
     ) -> Float[Tensor, "*b s r c_m"]:
-        return self.residual(m, self.attention(self.norm(m), mask, bias))
+        return self.residual(m, self.attention(m, self.norm, mask, bias))
 
     def forward(
         self, m: Float[Tensor, "*b s r c_m"], z: Float[Tensor, "*b r r c_z"], mask: Float[Tensor, "*b s r"]
@@ -53,7 +55,7 @@ class MSAColumnAttention(RowUpdate):
     def update(
         self, m: Float[Tensor, "*b r s c_m"], mask: Float[Tensor, "*b r s"]
     ) -> Float[Tensor, "*b r s c_m"]:
-        return self.residual(m, self.attention(self.norm(m), mask))
+        return self.residual(m, self.attention(m, self.norm, mask))
 
     def forward(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]

@@ -3,14 +3,28 @@
 from functools import partial
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from axfold import ops
 from axfold.config import TriangleStack
-from axfold.model.layers import GatedAttention, GatedLinear, Residual, RowUpdate, Transition
+from axfold.model.layers import GatedAttention, Residual, RowUpdate, SharedDropout, Transition
 
 DROPOUT = 0.25  # Algorithm 6, lines 6 to 9
+
+
+class GatedLinear(nn.Module):
+    """mask * sigmoid(gate) * linear, channel first: Algorithms 11 and 12, line 2; both halves in one projection."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.linear = nn.Linear(c_in, 2 * c_out)
+
+    def forward(
+        self, z: Float[Tensor, "*b i n c_z"], norm: nn.LayerNorm, mask: Float[Tensor, "*b i n"]
+    ) -> Float[Tensor, "*b c i k"]:
+        """Of norm(z). k is n or a little more, where zeros are appended."""
+        return ops.triangle_operand(z, mask, norm.weight, norm.bias, self.linear.weight, self.linear.bias)
 
 
 class TriangleMultiplication(RowUpdate):
@@ -32,24 +46,25 @@ class TriangleMultiplication(RowUpdate):
         self.norm_product = nn.LayerNorm(c_hidden)
         self.output, self.output_gate = nn.Linear(c_hidden, c_z), nn.Linear(c_z, c_z)
         # row-wise for both; the incoming update's rows are the columns here
-        self.residual = Residual(dropout, shared=-3 if edges == "outgoing" else -2)
+        self.dropout = SharedDropout(dropout, shared=-3 if edges == "outgoing" else -2)
 
     def prepare(
         self, z: Float[Tensor, "*b j k c_z"], mask: Float[Tensor, "*b j k"]
-    ) -> Float[Tensor, "*b c j k"]:
+    ) -> Float[Tensor, "*b c j kk"]:
         """The other edges of the triangles, channel first for the product."""
-        return (self.others(self.norm(z)) * mask[..., None]).movedim(-1, -3).contiguous()
+        return self.others(z, self.norm, mask)
 
     def update(
-        self, z: Float[Tensor, "*b i n c_z"], mask: Float[Tensor, "*b i n"], others: Float[Tensor, "*b c n n"]
+        self, z: Float[Tensor, "*b i n c_z"], mask: Float[Tensor, "*b i n"], others: Float[Tensor, "*b c n k"]
     ) -> Float[Tensor, "*b i n c_z"]:
-        x = self.norm(z)  # line 1
-        own = (self.own(x) * mask[..., None]).movedim(-1, -3).contiguous()  # line 2
-        update = torch.matmul(own, others.transpose(-1, -2)).movedim(-3, -1)
-        del own
-        update = self.norm_product(update)
-        update = self.output(update)  # each step lets go of the one before
-        return self.residual(z, update * self.output_gate(x).sigmoid())  # lines 3, 4
+        layers = self.norm, self.norm_product, self.output, self.output_gate
+        return ops.triangle_update(
+            z,
+            self.own(z, self.norm, mask),
+            others,
+            *(p for layer in layers for p in (layer.weight, layer.bias)),
+            self.dropout.keep(z),
+        )
 
     def forward(
         self, z: Float[Tensor, "*b n n c_z"], mask: Float[Tensor, "*b n n"]
@@ -82,12 +97,12 @@ class TriangleAttention(RowUpdate):
         self.residual = Residual(dropout)  # row-wise and column-wise: along the rows that attend
 
     def prepare(self, z: Float[Tensor, "*b j k c_z"]) -> Float[Tensor, "*b h j k"]:
-        return self.bias(self.norm(z)).movedim(-1, -3)
+        return ops.normed_linear(z, self.norm.weight, self.norm.bias, self.bias.weight).movedim(-1, -3)
 
     def update(
         self, z: Float[Tensor, "*b i n c_z"], mask: Float[Tensor, "*b i n"], bias: Float[Tensor, "*b h n n"]
     ) -> Float[Tensor, "*b i n c_z"]:
-        return self.residual(z, self.attention(self.norm(z), mask, bias))
+        return self.residual(z, self.attention(z, self.norm, mask, bias))
 
     def forward(
         self, z: Float[Tensor, "*b n n c_z"], mask: Float[Tensor, "*b n n"]

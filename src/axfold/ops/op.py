@@ -42,7 +42,11 @@ class Op:
             if reason := why_not(*args):
                 raise BackendError(f"{self.name}: backend {backend!r} can't take this call: {reason}.")
             return run(*args)
-        for run, why_not in reversed(self.backends.values()):
+        return self.backends[self.backend_for(*args)][0](*args)
+
+    def backend_for(self, *args: Any) -> str:
+        """Name of the backend that such a call takes."""
+        for name, (_, why_not) in reversed(self.backends.items()):
             if why_not(*args) is None:
-                return run(*args)
+                return name
         raise AssertionError("the reference takes every call")

@@ -24,10 +24,10 @@ def triangle_operand(
     product runs faster where rows are aligned, so a backend may append zeros, which add nothing to it.
     `mask` is 0 where there is no edge; a single number expanded (strides of 0) hides nothing.
     """
-    value, gate = F.linear(F.layer_norm(z, norm_weight.shape, norm_weight, norm_bias), weight, bias).chunk(
-        2, -1
-    )
-    return (value * gate.sigmoid() * mask[..., None]).movedim(-1, -3).contiguous()
+    both = F.linear(F.layer_norm(z, norm_weight.shape, norm_weight, norm_bias), weight, bias)
+    gated = F.glu(both, dim=-1)
+    del both  # each step lets go of the one before
+    return _times(gated, mask[..., None]).movedim(-1, -3).contiguous()
 
 
 @Op
@@ -50,10 +50,14 @@ def triangle_update(
     `keep` is what dropout multiplies the update with, of any shape that broadcasts to z's.
     Consumes z: where no gradient is recorded the sum is written into it.
     """
-    gate = F.linear(
-        F.layer_norm(z, norm_weight.shape, norm_weight, norm_bias), gate_weight, gate_bias
-    ).sigmoid()
-    product = torch.matmul(own, others.transpose(-1, -2)).movedim(-3, -1)
-    product = F.layer_norm(product, product_norm_weight.shape, product_norm_weight, product_norm_bias)
-    update = F.linear(product, output_weight, output_bias) * gate
-    return add(z, update if keep is None else update * keep)
+    update = torch.matmul(own, others.transpose(-1, -2)).movedim(-3, -1)
+    update = F.layer_norm(update, product_norm_weight.shape, product_norm_weight, product_norm_bias)
+    update = F.linear(update, output_weight, output_bias)
+    gate = F.linear(F.layer_norm(z, norm_weight.shape, norm_weight, norm_bias), gate_weight, gate_bias)
+    update = _times(update, gate.sigmoid_())
+    return add(z, update if keep is None else _times(update, keep))
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor. Where no gradient is recorded it is written into x."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)

@@ -21,18 +21,20 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 class Tile:
     """Queries and keys that a program takes at once, its warps, and the stages of its loads.
 
-    There are at least 16 queries a warp, and 16 keys.
+    There are at least 16 queries a warp, and 16 keys. So many `rows` go before others, with all their heads and
+    queries: their keys and values stay in the cache while each tile of the bias serves all of them.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    rows: int = 32
 
 
 # precision -> (least compute capability, most channels of a head, tile); the first that fits is taken
 TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
-    "half": ((90, 64, Tile(128, 64, 8, 2)), (0, 64, Tile(64, 64, 4, 2))),
+    "half": ((90, 64, Tile(128, 64, 8, 3)), (0, 64, Tile(64, 64, 4, 2))),
     "tf32": ((90, 32, Tile(64, 64, 4, 2)), (0, 64, Tile(64, 32, 4, 2))),
     "ieee": ((0, 32, Tile(64, 32, 4, 1)), (0, 64, Tile(64, 16, 4, 1))),
 }
@@ -128,16 +130,19 @@ def _attend(
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """out = sigmoid(gate) * softmax(min(C^-1/2 q kT + bias, limits)) v for QUERIES queries of one row and head.
 
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
-    one another take the same tiles of the bias, for one row after the other.
+    one another take the same tiles of the bias, for one of GROUP rows after the other.
     """
     program = tl.program_id(0)
-    row = (program % rows).to(tl.int64)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
-    tile = program // rows  # of queries, for one head after the other
+    first = program // (GROUP * H * q_blocks) * GROUP
+    within, members = program - first * H * q_blocks, tl.minimum(rows - first, GROUP)
+    row = (first + within % members).to(tl.int64)
+    tile = within // members  # of queries, for one head after the other
     head = tile // q_blocks
     query = (tile % q_blocks) * QUERIES + tl.arange(0, QUERIES)
     key = tl.arange(0, KEYS)
@@ -285,6 +290,7 @@ def gated_attention_triton(
         WARPS=tile.warps,
         STAGES=tile.stages,
         PRECISION=tiles.products(q.dtype),
+        GROUP=tile.rows,
         num_warps=tile.warps,
     )
     return out
