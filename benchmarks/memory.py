@@ -295,7 +295,14 @@ def whole_commands(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         result = json.loads(path.read_text("utf-8"))
         for row in result["measured"]:
-            setting = row["residues"], row["rows"], row["model"], row["precision"], row["recycles"]
+            setting = (
+                row["residues"],
+                row["rows"],
+                row["max_msa"] or "",
+                row["model"],
+                row["precision"],
+                row["recycles"],
+            )
             other = row["seconds"] - row["network_seconds"] - row["features_seconds"]
             peak = f"{row['device_bytes'] / 2**30:.2f}" if "device_bytes" in row else ""
             newest[(result["device"], *setting, row["budget"])] = [
@@ -304,17 +311,20 @@ def whole_commands(folder: Path) -> Iterator[str]:
                 row["budget"] or "",
                 peak,
                 f"{row['host_bytes'] / 2**30:.2f}",
-                *(f"{x:.1f}" for x in (row["seconds"], row["features_seconds"], row["network_seconds"], other)),
+                *(
+                    f"{x:.1f}"
+                    for x in (row["seconds"], row["features_seconds"], row["network_seconds"], other)
+                ),
             ]
     if not newest:
         return
     yield "## The whole command\n"
     yield (
         "`axfold predict` with synthetic parameters, by `benchmarks/predict.py`: GiB at the peak of the device (of\n"
-        "PyTorch's allocator) and of the process on the host, seconds from start to end; \"other\" is start, loading\n"
+        'PyTorch\'s allocator) and of the process on the host, seconds from start to end; "other" is start, loading\n'
         "the model, and writing.\n"
     )
-    head = "device, residues, rows, model, precision, recycles, budget, device GiB, host GiB"
+    head = "device, residues, rows, max MSA, model, precision, recycles, budget, device GiB, host GiB"
     parts = "seconds, features, network, other"
     yield from table(f"{head}, {parts}".split(", "), list(newest.values()))
     yield ""

@@ -76,6 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, Any] = {
             "residues": args.length,
             "rows": args.rows,
+            "max_msa": args.max_msa,
             "model": args.model,
             "precision": args.precision,
             "budget": args.memory_budget,

@@ -214,7 +214,7 @@ class Predictor:
         assert result is not None  # there is a first pass
         representations = {"single": result.single, "pair": result.pair} if keep_representations else {}
         head = self.network.heads.aligned_error
-        error = None if head is None else _aligned_error(head, result.pair, config.model.heads)
+        error = None if head is None else aligned_error(head, result.pair, config.model.heads)
         return Prediction(
             name=query.name,
             sequence=query.sequence,
@@ -283,7 +283,7 @@ def _read_templates(query: Query, limit: int, max_date: date | None) -> Template
     return found
 
 
-def _aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
+def aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
     """PAE (N, N), the largest value it can have, Å, and pTM. The logits exist for a few rows at a time."""
     edges = confidence.error_edges(sizes.aligned_error_bins, sizes.aligned_error_max)
     device, centers = head.project.weight.device, confidence.error_centers(edges)

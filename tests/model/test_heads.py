@@ -18,7 +18,9 @@ def expected(head: AlignedError, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-@pytest.mark.parametrize("logits", [1, 64 * 23 * 5, 1 << 22])  # one row, blocks that don't divide 23, all rows
+@pytest.mark.parametrize(
+    "logits", [1, 64 * 23 * 5, 1 << 22]
+)  # one row, blocks that don't divide 23, all rows
 def test_aligned_error_is_that_of_whole_logits(monkeypatch, logits, on_host):
     monkeypatch.setattr(heads, "LOGITS", logits)
     torch.manual_seed(0)

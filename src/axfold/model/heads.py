@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from axfold.config import Model
 from axfold.model.layers import RowUpdate
 
-
 LOGITS = 1 << 22  # of the aligned error that exist at once where only their means are wanted
 
 
