@@ -39,6 +39,7 @@ from report import table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "memory"
+COMMANDS = HERE / "results" / "predict"  # of predict.py
 PAGE = HERE.parent / "docs" / "memory.md"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAYS_ON_THE_HOST = ("msa_feat", "extra_msa", "extra_has_deletion", "extra_deletion_value")
@@ -248,7 +249,7 @@ def picture(row: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def page(folder: Path, pictures: Path) -> Iterator[str]:
+def page(folder: Path, pictures: Path, commands: Path = COMMANDS) -> Iterator[str]:
     """The text of docs/memory.md, with the pictures that lie beside it."""
     yield HEAD
     for path in sorted(pictures.glob("memory-*.png")):
@@ -278,11 +279,55 @@ def page(folder: Path, pictures: Path) -> Iterator[str]:
             "predicted",
             "measured",
             "ratio",
+            "U",
             "seconds",
             "predicted seconds",
         ]
-        yield from table(head, [cells(row) for key, (_, row) in sorted(newest.items()) if key[0] == device])
+        rows = sorted((key[1:], row) for key, (_, row) in newest.items() if key[0] == device)
+        yield from table(head, [cells(row) for _, row in rows])
         yield ""
+    yield from whole_commands(commands)
+
+
+def whole_commands(folder: Path) -> Iterator[str]:
+    """The table of what predict.py measured: the newest of each setting."""
+    newest: dict[tuple[Any, ...], list[str]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        result = json.loads(path.read_text("utf-8"))
+        for row in result["measured"]:
+            setting = (
+                row["residues"],
+                row["rows"],
+                row["max_msa"] or "",
+                row["model"],
+                row["precision"],
+                row["recycles"],
+            )
+            other = row["seconds"] - row["network_seconds"] - row["features_seconds"]
+            peak = f"{row['device_bytes'] / 2**30:.2f}" if "device_bytes" in row else ""
+            newest[(result["device"], *setting, row["budget"])] = [
+                result["device"],
+                *map(str, setting),
+                row["budget"] or "",
+                peak,
+                f"{row['host_bytes'] / 2**30:.2f}",
+                *(
+                    f"{x:.1f}"
+                    for x in (row["seconds"], row["features_seconds"], row["network_seconds"], other)
+                ),
+            ]
+    if not newest:
+        return
+    yield "## The whole command\n"
+    yield (
+        "`axfold predict` with synthetic parameters, by `benchmarks/predict.py`: GiB at the peak of the device (of\n"
+        'PyTorch\'s allocator) and of the process on the host, seconds from start to end; "other" is start, loading\n'
+        "the model, and writing.\n"
+    )
+    head = "device, residues, rows, max MSA, model, precision, recycles, budget, device GiB, host GiB"
+    parts = "seconds, features, network, other"
+    yield from table(f"{head}, {parts}".split(", "), list(newest.values()))
+    yield ""
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

@@ -26,12 +26,14 @@ from axfold.testing import Comparison, compare
 from axfold.weights.load import load
 from axfold.weights.source import Source
 from machine import commit, device_name, file_name
+from report import table
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "golden"))
 from record import run_case  # noqa: E402
 
 RESULTS = HERE / "results" / "parity"
+DEVIATIONS = HERE / "results" / "deviation"  # of deviation.py
 PAGE = HERE.parent / "docs" / "parity.md"
 PARITY = Path(os.environ.get("AXFOLD_PARITY", HERE.parents[1] / "shared" / "parity"))
 CASES = {"mono_small": "model_1_ptm", "mono_notemplate": "model_3"}
@@ -75,7 +77,28 @@ def measure(case: str, precision: str, device: torch.device) -> dict[str, dict[s
     return grouped(list(compare(found, golden, limits)))
 
 
-def page() -> Iterator[str]:
+def deviations(folder: Path) -> Iterator[str]:
+    """What deviation.py measured: the newest of each device."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        result = json.loads(path.read_text("utf-8"))
+        newest[result["device"]] = result
+    for result in newest.values():
+        yield f"\n## {result['device']}: precision and tiers of the memory\n"
+        yield (
+            f"{result['date']}; torch {result['torch']}, axfold {result['axfold']}. One pass, relative error\n"
+            "||a - b|| / ||b|| of what it ends with, by `python benchmarks/deviation.py`: bf16 against fp32, and\n"
+            "every tier in blocks of seven rows against one piece in the same precision.\n"
+        )
+        for case, measured in result["cases"].items():
+            yield f"### {case}\n"
+            names = list(next(iter(measured.values())))
+            rows = [[name, *(f"{found[name]:.1e}" for found in measured.values())] for name in names]
+            yield from table(["output", *measured], rows)
+            yield ""
+
+
+def page(folder: Path = DEVIATIONS) -> Iterator[str]:
     yield HEAD
     for path in sorted(RESULTS.glob("*.json"), reverse=True):
         result = json.loads(path.read_text())
@@ -92,6 +115,7 @@ def page() -> Iterator[str]:
             if checked:
                 cells.append(f"{next(row['tolerance'] for row in rows if row):.0e}")
             yield f"| {name} | " + " | ".join(cells) + " |"
+    yield from deviations(folder)
 
 
 def main() -> None:

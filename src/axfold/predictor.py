@@ -42,8 +42,6 @@ from axfold.weights import source
 
 File = str | PathLike[str]
 
-_LOGITS = 1 << 22  # of the aligned error that exist at once
-
 
 def predict(
     sequence: str,
@@ -216,7 +214,7 @@ class Predictor:
         assert result is not None  # there is a first pass
         representations = {"single": result.single, "pair": result.pair} if keep_representations else {}
         head = self.network.heads.aligned_error
-        error = None if head is None else _aligned_error(head, result.pair, config.model.heads)
+        error = None if head is None else aligned_error(head, result.pair, config.model.heads)
         return Prediction(
             name=query.name,
             sequence=query.sequence,
@@ -231,7 +229,8 @@ class Predictor:
             max_predicted_aligned_error=error and error[1],
             ptm=error and error[2],
             change=tuple(changes),
-            representations={name: _array(tensor) for name, tensor in representations.items()},
+            # copies: the host memory of a pair is used again by the next protein
+            representations={name: _array(tensor).copy() for name, tensor in representations.items()},
             atom_positions_by_pass=tuple(positions for positions, _ in by_pass),
             plddt_by_pass=tuple(scores for _, scores in by_pass),
             parameters=str(self.source),
@@ -284,18 +283,18 @@ def _read_templates(query: Query, limit: int, max_date: date | None) -> Template
     return found
 
 
-def _aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
+def aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.ndarray, float, float]:
     """PAE (N, N), the largest value it can have, Å, and pTM. The logits exist for a few rows at a time."""
     edges = confidence.error_edges(sizes.aligned_error_bins, sizes.aligned_error_max)
-    n_res = len(pair)
-    errors, best = np.empty((n_res, n_res), np.float32), 0.0
-    rows = max(_LOGITS // (n_res * sizes.aligned_error_bins), 1)
-    for start in range(0, n_res, rows):
-        logits = _array(head.prepare(pair[start : start + rows].to(head.project.weight.device)))
-        errors[start : start + rows] = confidence.aligned_error(logits, edges)
-        best = max(best, float(confidence.tm_by_alignment(logits, edges, n_res).max()))
-    return errors, float(confidence.error_centers(edges)[-1]), best
+    device, centers = head.project.weight.device, confidence.error_centers(edges)
+    errors, scores = head.expected(
+        pair,
+        torch.tensor(centers, dtype=torch.float32, device=device),
+        torch.tensor(confidence.tm_terms(edges, len(pair)), dtype=torch.float32, device=device),
+    )
+    return errors.numpy(), float(centers[-1]), float(scores.max())
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+    """float32, widened on the host: the device may have no room for that."""
+    return tensor.cpu().float().numpy()

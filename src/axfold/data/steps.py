@@ -223,7 +223,7 @@ def make_msa_feat(features: Features, _rng: np.random.Generator) -> Features:
     """Add msa_feat (S, N, 49), the features of the extra rows, and masks of ones (supplement Table 1)."""
     msa, extra = features["msa"], features["extra_msa"]
     msa_feat = np.empty((*msa.shape, 49), np.float32)
-    msa_feat[..., :23] = np.eye(23, dtype=np.float32)[msa]
+    msa_feat[..., :23] = msa[..., None] == np.arange(23, dtype=np.uint8)  # a byte each on the way
     msa_feat[..., 23] = features["deletion_matrix"] > 0
     msa_feat[..., 24] = _squash(features["deletion_matrix"])
     msa_feat[..., 25:48] = features["cluster_profile"]

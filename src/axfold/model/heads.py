@@ -1,10 +1,15 @@
 """What is predicted beside the structure: supplement 1.9.6 to 1.9.10, Algorithm 29."""
 
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from axfold.config import Model
 from axfold.model.layers import RowUpdate
+
+LOGITS = 1 << 22  # of the aligned error that exist at once where only their means are wanted
 
 
 class Confidence(nn.Module):
@@ -59,6 +64,28 @@ class AlignedError(RowUpdate):
     def forward(self, z: Float[Tensor, "*b n n c_z"]) -> Float[Tensor, "*b n n bins"]:
         axis = z.dim() - 3
         return self.context(z, axis=axis, out_axis=axis)
+
+    def expected(
+        self, z: Float[Tensor, "n n c_z"], errors: Float[Tensor, " bins"], scores: Float[Tensor, " bins"]
+    ) -> tuple[Float[Tensor, "n n"], Float[Tensor, " n"]]:
+        """What is expected of each pair's error, and of its score averaged over a row; float32, on the host.
+
+        errors, scores: what each bin stands for. Logits exist for LOGITS pairs and bins at a time, whatever the
+        plan says of whole ones.
+        """
+        bins = len(errors)
+        size = max(LOGITS // (len(z) * bins), 1)
+        means: list[Tensor] = []
+
+        def of_rows(rows: Float[Tensor, "i n c_z"]) -> Float[Tensor, "i n"]:
+            shares = self.prepare(rows).float().softmax(dim=-1)
+            terms = (shares * scores).sum(dim=-1)
+            means.append(terms.mean(dim=-1, dtype=torch.float64).float())
+            return (shares * errors).sum(dim=-1).cpu()
+
+        # `gather` makes its result where the blocks are, which is the host
+        expected = replace(self.rows, size=size).gather(of_rows, z, axis=0, out_axis=0)
+        return expected, torch.cat(means).cpu()
 
 
 class Heads(nn.Module):

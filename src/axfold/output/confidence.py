@@ -4,6 +4,8 @@ Everything of the aligned error works on a block of rows of the pair, so that it
 
     rows = [aligned_error(block, edges) for block in blocks]
     score = max(tm_by_alignment(block, edges, n_res).max() for block in blocks)
+
+A prediction takes both from `model.heads.AlignedError.expected`, on the device; here they are in float64.
 """
 
 from collections.abc import Mapping
@@ -50,6 +52,12 @@ def aligned_error(logits: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return softmax(logits) @ error_centers(edges)
 
 
+def tm_terms(edges: np.ndarray, n_res: int) -> np.ndarray:
+    """(bins,) what a pair with the error of each bin adds to the TM-score of a protein of `n_res` residues."""
+    scale = 1.24 * np.cbrt(max(n_res, 19) - 15) - 1.8  # Å; shorter proteins are scored as 19 residues
+    return 1 / (1 + (error_centers(edges) / scale) ** 2)
+
+
 def tm_by_alignment(
     logits: np.ndarray,
     edges: np.ndarray,
@@ -64,8 +72,7 @@ def tm_by_alignment(
     asym_id (N,), row_asym_id (rows,): chains of all residues and of the block's; where they are given, only pairs
     of different chains count (ipTM: Evans et al. 2021), and a row without any scores 0.
     """
-    scale = 1.24 * np.cbrt(max(n_res, 19) - 15) - 1.8  # Å; shorter proteins are scored as 19 residues
-    terms = softmax(logits) @ (1 / (1 + (error_centers(edges) / scale) ** 2))
+    terms = softmax(logits) @ tm_terms(edges, n_res)
     if asym_id is None or row_asym_id is None:
         return terms.mean(axis=-1)
     counted = row_asym_id[:, None] != asym_id[None, :]

@@ -26,6 +26,7 @@ Request = tuple[str, int]
 Content = str | bytes | np.ndarray | Mapping[str, np.ndarray]
 """What a file holds: text, a picture, an array (.npy) or arrays by name (.npz)."""
 
+_PIECE = 1 << 24  # letters that are encoded at once: errors of a long protein are a large text
 _LONGEST_JOB = 120  # letters; file systems stop at 255, and the longest ending has about 70
 
 
@@ -316,7 +317,8 @@ def _check(prediction: Prediction) -> None:
 def _put(path: Path, content: Content) -> None:
     with files.writing(path) as file:
         if isinstance(content, str):
-            file.write(content.encode())
+            for start in range(0, len(content), _PIECE):
+                file.write(content[start : start + _PIECE].encode())
         elif isinstance(content, bytes):
             file.write(content)
         elif isinstance(content, np.ndarray):

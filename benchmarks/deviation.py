@@ -1,0 +1,133 @@
+"""How far bf16 is from fp32, and each tier of the memory from the network in one piece; writes docs/parity.md.
+
+    python benchmarks/deviation.py                     # on the CPU
+    python benchmarks/deviation.py --device cuda
+
+On the golden cases, one pass. bf16 in one piece is compared with fp32 in one piece, and every tier, in blocks of
+rows that divide nothing, with one piece of its own precision.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import parity
+from axfold.config import PRESETS
+from axfold.memory.apply import apply
+from axfold.memory.costs import Sizes
+from axfold.memory.host import Bus
+from axfold.memory.plan import CPU, EXTRA, PAIR, Setup, with_blocks
+from axfold.model.alphafold import AlphaFold
+from axfold.output import confidence
+from axfold.predictor import aligned_error
+from axfold.weights.load import load
+from axfold.weights.source import Source
+from machine import commit, device_name, file_name
+
+TIERS = {
+    "resident, in blocks": Setup("resident"),
+    "lean": Setup("lean", rest=True, host=EXTRA),
+    "offload": Setup("offload", rest=True, host=PAIR | EXTRA),
+}
+ROWS = 7  # of a block
+
+
+def network(case: str, precision: str, device: torch.device) -> AlphaFold:
+    config = PRESETS[parity.CASES[case]]
+    with torch.device("meta"):
+        model = AlphaFold(config.model)
+    load(model, config, Source(seed=0))
+    return model.requires_grad_(False).eval().to_precision(parity.PRECISIONS[precision]).to(device)
+
+
+@torch.inference_mode()
+def outputs(
+    model: AlphaFold, case: str, sample: Mapping[str, torch.Tensor], setup: Setup, rows: int | None
+) -> dict[str, np.ndarray]:
+    """What a prediction ends with; `rows` None: in one piece."""
+    weight, config = model.trunk.single.weight, PRESETS[parity.CASES[case]]
+    sizes = Sizes(
+        residues=len(sample["aatype"]),
+        clusters=len(sample["msa_feat"]),
+        extra=len(sample["extra_msa"]),
+        templates=len(sample.get("template_aatype", ())),
+        model=config.model,
+        itemsize=weight.itemsize,
+        weights=0,
+        on_gpu=weight.is_cuda,
+    )
+    bus = Bus(weight.device)
+    apply(model, with_blocks(sizes, setup, rows), bus)
+    result = model([dict(sample)], None)
+    found = {
+        "positions": result.structure.atom37,
+        "single": result.single,
+        "pair": result.pair,
+        "MSA's first row": result.msa_first_row,
+        "distogram": model.heads.distogram(result.pair).float().softmax(dim=-1),
+    }
+    arrays = {name: x.cpu().double().numpy() for name, x in found.items()}
+    logits = model.heads.confidence(result.structure.single).cpu().float().numpy()
+    arrays["pLDDT"] = confidence.plddt(logits)
+    if model.heads.aligned_error is not None:
+        pae, _, ptm = aligned_error(model.heads.aligned_error, result.pair, config.model.heads)
+        arrays |= {"PAE": pae.astype(np.float64), "pTM": np.array(ptm)}
+    return arrays
+
+
+def deviations(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """||a - b|| / ||b|| of each output."""
+    return {
+        name: float(np.linalg.norm(found[name] - x) / max(np.linalg.norm(x), 1e-30))
+        for name, x in wanted.items()
+    }
+
+
+def measure(case: str, device: torch.device) -> dict[str, dict[str, float]]:
+    """The deviations of one case: what deviates from what -> output -> how far."""
+    measured, reference = {}, {}
+    with np.load(parity.PARITY / "cases" / case / "inputs.npz") as file:
+        sample = {name: torch.as_tensor(file[name][0], device=device) for name in file.files}
+    whole = Setup("resident") if device.type == "cuda" else CPU
+    for precision in ("fp32", "bf16"):
+        model = network(case, precision, device)
+        reference[precision] = outputs(model, case, sample, whole, None)
+        for tier, setup in TIERS.items():
+            found = outputs(model, case, sample, setup, ROWS)
+            measured[f"{precision}, {tier}"] = deviations(found, reference[precision])
+    return {"bf16 from fp32": deviations(reference["bf16"], reference["fp32"]), **measured}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cases", nargs="+", choices=list(parity.CASES), default=list(parity.CASES))
+    parser.add_argument("--results", type=Path, default=parity.DEVIATIONS, help="folder to write to")
+    parser.add_argument("--page", type=Path, default=parity.PAGE, help="page to write")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.set_float32_matmul_precision("highest")
+    result: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "axfold": commit(),
+        "cases": {case: measure(case, device) for case in args.cases},
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    path: Path = args.results / file_name(result["date"], device)
+    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    args.page.write_text("\n".join(parity.page(args.results)) + "\n", "utf-8")
+    print("\n".join(parity.deviations(args.results)))
+
+
+if __name__ == "__main__":
+    main()
