@@ -214,7 +214,9 @@ class Predictor:
                     break
                 result = None  # the next pass needs its memory
         assert result is not None  # there is a first pass
-        representations = {"single": result.single, "pair": result.pair} if keep_representations else {}
+        representations = {"single": result.single} if keep_representations else {}
+        if keep_representations:
+            representations["pair"] = self.network.rows.whole(result.pair)
         head = self.network.heads.aligned_error
         error = None if head is None else _aligned_error(head, result.pair, config.model.heads)
         return Prediction(
@@ -291,7 +293,7 @@ def _aligned_error(head: AlignedError, pair: Tensor, sizes: Heads) -> tuple[np.n
     errors, best = np.empty((n_res, n_res), np.float32), 0.0
     rows = max(_LOGITS // (n_res * sizes.aligned_error_bins), 1)
     for start in range(0, n_res, rows):
-        logits = _array(head.prepare(pair[start : start + rows].to(head.project.weight.device)))
+        logits = _array(head.prepare(head.rows.read(pair, start, min(rows, n_res - start))))
         errors[start : start + rows] = confidence.aligned_error(logits, edges)
         best = max(best, float(confidence.tm_by_alignment(logits, edges, n_res).max()))
     return errors, float(confidence.error_centers(edges)[-1]), best

@@ -59,6 +59,8 @@ class Cost:
     copied: of a context that attention takes only aligned, a second time where it is not
     streams, sources: (representation, bytes of a row) of `update`'s and `prepare`'s operands; None is on the device
     idle: may the MSA representation rest meanwhile?
+    follows: the stages whose updates of its first source come right before its context is made, each before as many
+        of its calls
     calls: in a pass; products, attention: floating-point operations of all rows in one call, outside and inside
     of attention
     """
@@ -77,6 +79,7 @@ class Cost:
     streams: tuple[tuple[str | None, int], ...] = ()
     sources: tuple[tuple[str | None, int], ...] = ()
     idle: bool = False
+    follows: tuple[str, ...] = ()
     calls: int = 1
     products: float = 0.0
     attention: float = 0.0
@@ -177,7 +180,7 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
     yield Cost(  # normalised input, q, k, v, gate, result, sigmoid of the gate
         stage="MSA row attention", stack=stack, alive=alive, rows=depth, update=x + 6 * n * width * b,
         source_rows=n, prepare=z + n * sizes.heads * b, context=bias, copied=bias, whole=own,
-        streams=((streams, x),), sources=(("pair", z),), calls=sizes.blocks,
+        streams=((streams, x),), sources=(("pair", z),), follows=("transition",), calls=sizes.blocks,
         products=2.0 * depth * n * c * 5 * width, attention=4.0 * depth * n * n * width,
     )  # fmt: skip
     if sizes.global_column_attention:
@@ -226,16 +229,22 @@ def _pair_block(
     n, b = s.residues, s.itemsize
     z, h, a = n * c * b, n * sizes.c_multiplication * b, n * sizes.heads * sizes.c_attention * b
     bias = sizes.heads * n * n * b
+    before_multiplication, before_attention = (
+        ("triangle attention", "template embedding")
+        if pair == "template"
+        else ("outer product mean", "triangle multiplication")
+    )
     yield Cost(  # normalised input, both halves of the projection, one gated; or input, update, gate, its sigmoid
         stage="triangle multiplication", stack=stack, alive=alive, rows=n, update=max(z + 3 * h, 4 * z),
         source_rows=n, prepare=z + 3 * h, context=n * h, streams=((pair, z),), sources=((pair, z),),
-        idle=idle, calls=2 * calls,
+        follows=(before_multiplication, "triangle multiplication"), idle=idle, calls=2 * calls,
         products=2.0 * n**3 * sizes.c_multiplication + 2.0 * n * n * c * (5 * sizes.c_multiplication + c),
     )  # fmt: skip
     yield Cost(  # normalised input, q, k, v, gate, result, sigmoid of the gate
         stage="triangle attention", stack=stack, alive=alive, rows=n, update=z + 6 * a,
         source_rows=n, prepare=2 * z, context=bias, copied=bias, streams=((pair, z),), sources=((pair, z),),
-        idle=idle, calls=2 * calls, products=2.0 * n * c * 5 * a / b,
+        follows=(before_attention, "triangle attention"), idle=idle, calls=2 * calls,
+        products=2.0 * n * c * 5 * a / b,
         attention=4.0 * n**3 * sizes.heads * sizes.c_attention,
     )  # fmt: skip
     yield Cost(  # normalised input, the hidden layer
