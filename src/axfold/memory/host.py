@@ -60,9 +60,12 @@ class Bus:
         So many of its leading rows (axis -3) stay on the device; see `split`. Pinning takes about a second a GiB, so
         the memory is kept and used again.
         """
+        if self._deferred is not None:
+            if self._slot(self._deferred.x) == slot:
+                self.drop()
+            elif any(self._slot(x) == slot for x in self._deferred.operands):
+                self.settle()
         self.wait()  # for copies from and to what the name held
-        if self._deferred is not None and self._slot(self._deferred.x) == slot:
-            self._deferred = None
         self._kept.pop(slot, None)
         size, first = prod(shape) * dtype.itemsize, 0
         if kept:
@@ -89,7 +92,7 @@ class Bus:
         kept = self._kept.get(self._slot(dense) or "")
         if kept is None:
             return dense.narrow(-3, 0, 0), dense
-        first, column = divmod(dense.storage_offset(), kept.stride(-3))
+        first, column = divmod(int(dense.storage_offset()), kept.stride(-3))
         stay = min(max(kept.shape[-3] - first, 0), dense.shape[-3])
         mine = kept.narrow(-3, min(first, kept.shape[-3]), stay)
         mine = mine.narrow(-2, column // kept.shape[-1], dense.shape[-2])
@@ -282,7 +285,7 @@ class HostRows(Rows):
 
     def read(self, x: Tensor, start: int, size: int) -> Tensor:
         rows = super().read(x, start, size)
-        if not self._passes(x):
+        if not self._is_away(x):
             return rows
         assert self.bus is not None
         self.bus.settle((x,))
@@ -290,7 +293,7 @@ class HostRows(Rows):
             return self.bus.bring(0, 0, rows)
 
     def whole(self, x: Tensor) -> Tensor:
-        if not self._passes(x):
+        if not self._is_away(x):
             return x
         assert self.bus is not None
         self.bus.settle((x,))
@@ -305,13 +308,15 @@ class HostRows(Rows):
         if self.bus is not None:
             self.bus.drop()
 
-    def _passes(self, x: Tensor) -> bool:
-        """Does x live on the host and go through the bus? On a CPU all that came from `zeros` does."""
-        if self.bus is None or torch.is_grad_enabled():
+    def _is_away(self, x: Tensor) -> bool:
+        """Does x live on the host? On a CPU all that came from `zeros` does."""
+        if self.bus is None:
             return False
-        if self.bus.on_gpu:
-            return not x.is_cuda
-        return self.bus.keeps(x.untyped_storage())
+        return not x.is_cuda if self.bus.on_gpu else self.bus.keeps(x.untyped_storage())
+
+    def _passes(self, x: Tensor) -> bool:
+        """Does x go through the bus, row by row?"""
+        return not torch.is_grad_enabled() and self._is_away(x)
 
     def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
         passing = [self._passes(x) for x in operands]
