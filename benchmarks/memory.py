@@ -326,9 +326,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument(
         "--kept",
-        type=int,
+        type=lambda text: None if text == "auto" else int(text),
         default=0,
-        help="rows of an offloaded pair that stay on the device (default: none)",
+        help="rows of an offloaded pair that stay on the device, or auto (default: 0)",
     )
     parser.add_argument("--budget", help="of the device's memory, as in 8GB (default: what is free)")
     parser.add_argument("--picture", nargs="+", default=[], metavar="LENGTH:PRECISION", help="to draw")
