@@ -75,6 +75,11 @@ representation, the context that all rows share, and the workspace of one block 
 `axfold plan` adds these up (`src/axfold/memory/costs.py` has a line for each) and chooses blocks and one of the tiers:
 **resident**, everything is on the device; **lean**, the MSA representations rest on the host while the pair is worked
 on, and if need be the extra MSA passes through the device block by block; **offload**, the pair does so too.
+
+In the tier offload only as many rows of the pair leave the device as must: the first ones stay, as far as there is
+room, and blocks are put together from both. Below the pair is wholly on the host (`--kept 0`). What crosses the bus for
+an update is its rows, once each way: the context of the next one is made from the very rows that it has just updated,
+where the memory holds both contexts. `axfold plan --json` lists these under `handovers`.
 """
 
 
@@ -150,7 +155,7 @@ def measure(
     else:
         budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        chosen = plan(sizes, budget, tier=tier, device=name, cores=torch.get_num_threads())
+        chosen = plan(sizes, budget, tier=tier, device=name, cores=torch.get_num_threads(), kept=args.kept)
     except DoesNotFit as error:
         return row | {"error": str(error)}
     row |= {
@@ -161,6 +166,8 @@ def measure(
         "rows": dict(chosen.blocks),
         "on_host": sorted(chosen.host),
         "rests": chosen.rest,
+        "kept_rows": chosen.kept,
+        "handovers": sorted(chosen.handovers),
         "pair_bytes": n * n * config.model.c_z * dtype.itemsize,
         "beside_bytes": sum(
             chosen.parts.get(name, 0) for name in ("weights", "features", "MSA", "extra MSA")
@@ -362,6 +369,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--templates", type=int, default=0)
     parser.add_argument("--blocks", type=int, help="of each stack that run (default: all; on a CPU 1)")
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument(
+        "--kept",
+        type=lambda text: None if text == "auto" else int(text),
+        default=0,
+        help="rows of an offloaded pair that stay on the device, or auto (default: 0)",
+    )
     parser.add_argument("--budget", help="of the device's memory, as in 8GB (default: what is free)")
     parser.add_argument("--picture", nargs="+", default=[], metavar="LENGTH:PRECISION", help="to draw")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")

@@ -25,6 +25,17 @@ def test_for_people():
     assert "offload" in done.output
 
 
+def test_rows_that_stay_on_the_device():
+    words = "--length", "4096", "--memory", "10GB", "--model", "model_3"
+    found = json.loads(run(*words, "--json").output)
+    assert found["tier"] == "offload"
+    assert 0 < found["kept_rows"] < 4096
+    text = f"Of 4,096 rows of the pair representation {found['kept_rows']:,} stay on the device."
+    assert text in run(*words).output
+    for before, after in found["handovers"]:
+        assert {before, after} <= set(found["blocks"])
+
+
 def test_for_programs():
     done = run(
         *("--length", "1500", "--memory", "4GB", "--model", "model_1", "--msa", "128:256"),

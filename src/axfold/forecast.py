@@ -125,6 +125,8 @@ def as_json(found: Forecast) -> str:
             "peak_host_bytes": chosen.peak_host_bytes,
             "seconds": chosen.seconds,
             "on_host": sorted(chosen.host),
+            "kept_rows": chosen.kept,
+            "handovers": sorted(chosen.handovers),
             "blocks": dict(chosen.blocks),
             "peak_stage": chosen.stage,
             "parts": dict(chosen.parts),
@@ -143,7 +145,8 @@ def as_text(found: Forecast) -> str:
     )
     largest = sorted(chosen.parts.items(), key=lambda part: -part[1])
     paragraphs = [
-        f"{sizes.residues} residues, {rows}, {found.model}, {found.precision}\n{line(chosen, found.budget)}",
+        f"{sizes.residues} residues, {rows}, {found.model}, {found.precision}\n{line(chosen, found.budget)}"
+        + kept(chosen, sizes.residues),
         f"At the peak ({chosen.stage}):\n"
         + console.columns([(f"  {name}", written(size)) for name, size in largest if size]),
         "Rows at once:\n"
@@ -166,6 +169,13 @@ def line(chosen: Plan, budget: int) -> str:
         f"tier {chosen.tier}: at most {written(chosen.peak_device_bytes)} of the {written(budget)} that can be used, "
         f"{written(chosen.peak_host_bytes)} of host memory, about {duration(chosen.seconds)} a pass"
     )
+
+
+def kept(chosen: Plan, residues: int) -> str:
+    """A line more where the pair representation lives on the host, as the paragraph's end."""
+    if "pair" not in chosen.host:
+        return ""
+    return f"\nOf {residues:,} rows of the pair representation {chosen.kept:,} stay on the device."
 
 
 def duration(seconds: float) -> str:

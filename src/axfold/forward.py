@@ -117,6 +117,6 @@ def outputs(network: AlphaFold, result: Pass) -> dict[str, np.ndarray]:
         "predicted_aligned_error_logits": None if error is None else error(result.pair),
         "single": result.single,
         "msa_first_row": result.msa_first_row,
-        "pair": result.pair,
+        "pair": network.rows.whole(result.pair),
     }
     return {name: tensor.float().cpu().numpy() for name, tensor in named.items() if tensor is not None}

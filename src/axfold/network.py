@@ -103,7 +103,7 @@ def passes(
     """
     recycled = None
     for several in samples:
-        kept = None if recycled is None or leaner is None else recycled.map(lambda x: x.to("cpu", copy=True))
+        kept = None if recycled is None or leaner is None else network.snapshot(recycled)
         with torch.inference_mode(), _without_tf32():
             while True:
                 try:
@@ -113,6 +113,8 @@ def passes(
                     if leaner is None:
                         raise
                     traceback.clear_frames(error.__traceback__)  # they hold what the pass had made
+                finally:
+                    network.rows.drop()  # what an error left to be done
                 recycled = None
                 torch.cuda.empty_cache()
                 if not leaner():

@@ -17,16 +17,19 @@ def network():
 
 
 @pytest.mark.parametrize("rows", [1, 5, None])
+@pytest.mark.parametrize(("kept", "handovers"), [(0, False), (0, True), (6, True), (99, False)])
 @pytest.mark.parametrize("setup", SETUPS, ids=str)
-def test_results_stay(network, setup, rows):
+def test_results_stay(network, setup, rows, kept, handovers):
+    if "pair" not in setup.host and (kept or handovers):
+        pytest.skip("the pair is on the device")
     features = make_features(*LENGTHS)
-    found = with_blocks(sizes_of(network, *LENGTHS), setup, rows)
+    found = with_blocks(sizes_of(network, *LENGTHS), setup, rows, kept=kept, handovers=handovers)
     apply(network, with_blocks(sizes_of(network, *LENGTHS), SETUPS[0], None))
     with torch.inference_mode():
         expected = network([features])
         apply(network, found, Bus(torch.device("cpu")))
         result = network([features])
-    torch.testing.assert_close(result.pair, expected.pair, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network.rows.whole(result.pair), expected.pair, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(result.msa, expected.msa, atol=1e-4, rtol=1e-4)
 
 

@@ -34,6 +34,15 @@ CASES = [
     *(((256, 8, 16, 0, 64), "float32", i) for i in (0, 5)),
     *(((64, 1, 1, 0, 1), "bfloat16", i) for i in (0, 5)),
 ]
+CASES = [
+    *((*case, 0, False) for case in CASES),
+    *(
+        (shape, dtype, 3, kept, handovers)
+        for shape in (SHAPES[1], (256, 8, 16, 0, 64))
+        for dtype in ("float32", "bfloat16")
+        for kept, handovers in ((0, True), (30, False), (50, True))
+    ),
+]
 
 
 def measured(network, features, found, device="cpu"):
@@ -52,12 +61,12 @@ def measured(network, features, found, device="cpu"):
     return meter
 
 
-@pytest.mark.parametrize(("shape", "dtype", "setup"), CASES, ids=str)
-def test_the_peak_is_predicted(shape, dtype, setup):
+@pytest.mark.parametrize(("shape", "dtype", "setup", "kept", "handovers"), CASES, ids=str)
+def test_the_peak_is_predicted(shape, dtype, setup, kept, handovers):
     *lengths, rows = shape
     network = make_network(lengths[-1], getattr(torch, dtype))
     sizes = sizes_of(network, *lengths)
-    found = with_blocks(sizes, SETUPS[setup], rows)
+    found = with_blocks(sizes, SETUPS[setup], rows, kept=kept, handovers=handovers)
     meter = measured(network, make_features(*lengths), found)
     beside = sizes.weights
     ratio = (found.peak_device_bytes - beside) / (meter.peak_bytes - beside)
@@ -79,13 +88,15 @@ def test_the_peak_of_every_stage_is_predicted(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize(
+    ("tier", "kept"), [*((tier, None) for tier in TIERS), ("offload", 0), ("offload", 100)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n", [256, 509])
-def test_the_peak_is_predicted_on_a_gpu(n, dtype, tier):
+def test_the_peak_is_predicted_on_a_gpu(n, dtype, tier, kept):
     network = make_network(0, dtype, "cuda")
     sizes = sizes_of(network, n, 128, 1024, 0, on_gpu=True)
-    found = plan(sizes, 8 * GIB, tier=tier)
+    found = plan(sizes, 8 * GIB, tier=tier, kept=kept)
     meter = measured(network, make_features(n, 128, 1024, 0, "cuda"), found, "cuda")
     assert 0.95 <= found.peak_device_bytes / meter.peak_bytes <= 1.05
 
@@ -134,9 +145,9 @@ def test_what_is_promised(length, precision, tier, gib):
     assert found.peak_device_bytes <= gib * GIB
 
 
-@pytest.mark.parametrize(("tier", "gib", "units"), [("resident", 80, 2.3), ("offload", 5.5, 1.4)])
+@pytest.mark.parametrize(("tier", "gib", "units"), [("resident", 80, 2.3), ("offload", 3.4, 1.4)])
 def test_what_is_promised_in_pair_representations(tier, gib, units):
-    found = plan(sizes_for(PRESETS["model_3"], 3072, "bf16"), int(gib * GIB), tier=tier)
+    found = plan(sizes_for(PRESETS["model_3"], 3072, "bf16"), int(gib * GIB), tier=tier, kept=0)
     beside = sum(found.parts.get(name, 0) for name in ("weights", "features", "MSA", "extra MSA"))
     assert found.peak_device_bytes - beside <= units * 3072**2 * 128 * 2
 
@@ -205,6 +216,31 @@ def test_more_room_means_larger_blocks():
     sizes = sizes_for(PRESETS["model_3"], 4096, "bf16")
     tight, ample = (plan(sizes, int(gib * GIB), tier="resident") for gib in (11.2, 40))
     assert tight.blocks["triangle multiplication"] < ample.blocks["triangle multiplication"]
+
+
+def test_as_many_rows_stay_as_there_is_room_for():
+    sizes = sizes_for(PRESETS["model_3"], 4096, "bf16")
+    away = plan(sizes, 12 * GIB, tier="offload", kept=0)
+    some = plan(sizes, 10 * GIB, tier="offload")
+    more = plan(sizes, 11 * GIB, tier="offload")
+    assert 0 == away.kept < some.kept < more.kept <= 4096
+    assert some.parts["pair"] == some.kept * 4096 * 128 * 2
+    assert "pair" not in away.parts
+    assert some.host_parts["pair"] == (4096 - some.kept) * 4096 * 128 * 2
+    assert 10 * GIB * 0.96 < some.peak_device_bytes <= 10 * GIB * 0.97
+    assert more.seconds < some.seconds < away.seconds
+    assert plan(replace(sizes, ensembles=2), 12 * GIB, tier="offload").kept == 0
+
+
+def test_contexts_are_made_ahead_where_memory_allows():
+    """Small ones first: two whole contexts of the triangle multiplication take one U more."""
+    sizes, twice = sizes_for(PRESETS["model_3"], 4096, "bf16"), ("triangle multiplication",) * 2
+    tight, ample = (plan(sizes, int(gib * GIB), tier="offload", kept=0) for gib in (9.6, 40))
+    assert tight.handovers
+    assert twice not in tight.handovers
+    assert tight.handovers < ample.handovers
+    assert twice in ample.handovers
+    assert ample.seconds < tight.seconds
 
 
 def test_on_a_cpu_there_is_one_tier():

@@ -1,7 +1,9 @@
 """The pair representation in host memory: what streams through the device is what would lie on it."""
 
 import copy
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -10,30 +12,171 @@ from test_alphafold import assert_same, run
 
 from axfold.memory.host import Bus, HostRows
 from axfold.memory.rows import Rows
-from axfold.model.alphafold import AlphaFold
+from axfold.model.alphafold import AlphaFold, Pass
+from axfold.model.layers import RowUpdate
+from axfold.network import passes
+
+STAGES = sorted({module.stage for module in small_model().modules() if isinstance(module, RowUpdate)})
+EVERY = frozenset(product(STAGES, STAGES))
 
 
-def offloaded(model: AlphaFold, size: int | None, device: str) -> tuple[AlphaFold, Bus]:
+def offloaded(model: AlphaFold, size: int | None, device: str, **options) -> tuple[AlphaFold, Bus]:
+    """A copy that works on the host's memory; options as `HostRows` has them."""
     model = copy.deepcopy(model).to(device)
     bus = Bus(torch.device(device))
     for module in model.modules():
         if isinstance(getattr(module, "rows", None), Rows):
-            module.rows = HostRows(size, bus)
+            module.rows = HostRows(size, bus, stage=getattr(module, "stage", ""), **options)
         if hasattr(module, "idle"):
             module.idle = bus.resting
     return model, bus
 
 
+def everywhere(model: AlphaFold, result: Pass) -> Pass:
+    """With the pair where anyone may read it."""
+    return replace(result, pair=model.rows.whole(result.pair))
+
+
+@pytest.mark.parametrize("handovers", [frozenset(), EVERY], ids=["", "handed over"])
+@pytest.mark.parametrize("kept", [0, 1, 5, 11])
 @pytest.mark.parametrize("size", [1, 3, 4, None])
-def test_offload_changes_nothing(size):
+def test_offload_changes_nothing(size, kept, handovers):
     model, features = small_model(), make_features(11)
-    away, bus = offloaded(model, size, "cpu")
-    result = run(away, features)
-    assert_same(result, run(model, features))
-    assert (
-        result.pair.untyped_storage().data_ptr()
-        == bus.host("pair", (1,), torch.uint8).untyped_storage().data_ptr()
+    away, bus = offloaded(model, size, "cpu", kept={"pair": kept, "template": kept}, handovers=handovers)
+    result, expected = run(away, features), run(model, features)
+    assert bus.keeps(result.pair.untyped_storage())
+    assert_same(everywhere(away, result), expected)
+    with torch.no_grad():
+        for head in ("distogram", "aligned_error"):
+            found = getattr(away.heads, head)(result.pair)
+            torch.testing.assert_close(found, getattr(model.heads, head)(expected.pair))
+        for start in range(0, 11, 4):
+            rows = away.heads.aligned_error.rows.read(result.pair, start, min(4, 11 - start))
+            torch.testing.assert_close(rows, expected.pair[start : start + 4])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_offload_of_the_shortest(n):
+    model, features = small_model(), make_features(n)
+    away, _ = offloaded(model, 1, "cpu", kept={"pair": 1}, handovers=EVERY)
+    assert_same(everywhere(away, run(away, features)), run(model, features))
+
+
+def test_ensembles():
+    model, samples = small_model(), [make_features(9, seed=i) for i in range(3)]
+    away, _ = offloaded(model, 4, "cpu", kept={"pair": 4}, handovers=EVERY)
+    with torch.no_grad():
+        found = away(samples, away(samples).recycled())
+        expected = model(samples, model(samples).recycled())
+    assert_same(everywhere(away, found), expected)
+
+
+@pytest.mark.parametrize(
+    ("handovers", "kept", "crossings"), [(frozenset(), 0, 11), (EVERY, 0, 6), (EVERY, 6, 3), (EVERY, 12, 0)]
+)
+def test_what_crosses_the_bus(handovers, kept, crossings):
+    """In and out in a block of the Evoformer, in pair representations."""
+    features = make_features(12)
+    away, bus = offloaded(
+        small_model(), 4, "cpu", slots=frozenset({"pair"}), kept={"pair": kept}, handovers=handovers
     )
+    block, counts = away.trunk.evoformer.blocks[1], []
+    for register in (block.register_forward_pre_hook, block.register_forward_hook):
+        register(lambda *_: counts.append((bus.brought_bytes, bus.sent_bytes)))
+    pair = run(away, features, passes=1).pair
+    brought, sent = ((after - before) / pair.nbytes for before, after in zip(*counts, strict=True))
+    assert brought == crossings
+    assert sent == min(crossings, 6)
+
+
+def test_memory_of_rows_that_stay_is_not_touched():
+    away, bus = offloaded(small_model(), 4, "cpu", kept={"pair": 5}, handovers=EVERY)
+    features = make_features(11)
+    pair = run(away, features, passes=1).pair
+    with torch.no_grad():
+        pair[:5] = torch.nan
+        result = away([features])
+        assert result.pair[:5].isnan().all()
+        assert not away.rows.whole(result.pair).isnan().any()
+        assert away.rows.whole(result.pair.transpose(-2, -3)).equal(
+            away.rows.whole(result.pair).transpose(-2, -3)
+        )
+        assert not result.structure.atom37.isnan().any()
+        away.rows.place("pair", pair, torch.ones(11, 11, 24))
+        assert result.pair[:5].isnan().all()
+    mine, others = bus.split(result.pair)
+    assert (len(mine), len(others)) == (5, 6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_context_that_is_wider_than_its_rows(transposed):
+    """Where `prepare` appends zeros to the rows, as fast backends do."""
+
+    def prepare(x, mask):
+        return torch.nn.functional.pad((x * mask[..., None]).movedim(-1, -3), (0, -x.shape[-2] % 4))
+
+    bus = Bus(torch.device("cpu"))
+    first, second = (HostRows(3, bus, stage=name, handovers=frozenset({("a", "b")})) for name in "ab")
+    mask = (torch.rand(7, 7) > 0.5).double()
+    with torch.no_grad():
+        z = first.zeros("pair", mask, 7, 7, 2)
+        z = first.update(lambda x, y: x + y, z, torch.rand(7, 7, 2, dtype=torch.float64), axis=0)
+        y = z.transpose(0, 1) if transposed else z
+        assert not z.any()  # it is deferred
+        found = second.gather(prepare, y, mask, axis=0, out_axis=1)
+        assert z.all()
+        torch.testing.assert_close(found, prepare(y, mask))
+
+
+def test_what_an_update_reads_does_not_change_before_it_runs():
+    bus = Bus(torch.device("cpu"))
+    rows = HostRows(3, bus, stage="a", handovers=frozenset({("a", "b")}))
+    with torch.no_grad():
+        z, m = rows.zeros("pair", torch.ones(()), 4, 4, 1), torch.ones(4, 4, 1)
+        rows.update(torch.add, z, m, axis=0)
+        rows.update(lambda x: x + 1, m, axis=0)
+        assert (z == 1).all()
+        rows.update(torch.add, z, m, axis=0)
+        rows.zeros("pair", z, 4, 4, 1)
+        bus.settle()  # what belonged to the one before is forgotten
+        assert not z.any()
+
+
+PLACES = [
+    "trunk.evoformer.blocks.0.pair.multiplication_outgoing.norm_product",
+    "trunk.evoformer.blocks.1.pair.attention_ending.attention",
+    "trunk.evoformer.blocks.1.pair.attention_ending.bias",
+    "trunk.evoformer.blocks.0.pair",
+    "trunk.extra_stack.blocks.0.outer_product_mean",
+    "trunk.template_pair.embed.blocks.0.multiplication_incoming.norm",
+    "structure.attention.bias",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_error_leaves_nothing_to_be_done(place, at):
+    """Memory that runs out while an update is deferred, or passes."""
+    model, features = small_model(), make_features(9)
+    expected = run(model, features)
+    away, bus = offloaded(model, 4, "cpu", kept={"pair": 2}, handovers=EVERY)
+    left, done = [1], []
+
+    def fail(*_):
+        if len(done) == at and left:
+            left.pop()
+            raise torch.OutOfMemoryError("injected")
+
+    def leaner():
+        assert bus._deferred is None
+        bus.release()
+        return True
+
+    away.get_submodule(place).register_forward_hook(fail)
+    for result in passes(away, [[features]] * 2, leaner):
+        done.append(result)
+    assert not left
+    assert_same(everywhere(away, done[-1]), expected)
 
 
 def test_host_memory_is_used_again():
@@ -47,15 +190,17 @@ def test_host_memory_is_used_again():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("handovers", [frozenset(), EVERY], ids=["", "handed over"])
+@pytest.mark.parametrize("kept", [0, 1, 30, 67])
 @pytest.mark.parametrize("size", [1, 4, 50, None])
-def test_offload_on_a_gpu(size):
+def test_offload_on_a_gpu(size, kept, handovers):
     """Columns and rows through the copy engine, with MSA tensors that rest on the host."""
     model, features = small_model(), make_features(67)
     expected = run(model, features)
-    away, _ = offloaded(model, size, "cuda")
+    away, _ = offloaded(model, size, "cuda", kept={"pair": kept}, handovers=handovers)
     result = run(away, {name: x.cuda() for name, x in features.items()})
     assert not result.pair.is_cuda
-    torch.cuda.synchronize()
     close = partial(torch.testing.assert_close, atol=1e-8, rtol=1e-8)
-    close(result.pair, expected.pair)
+    close(away.rows.whole(result.pair), expected.pair)
+    close(away.rows.read(result.pair, 20, 40).cpu(), expected.pair[20:60])
     close(result.structure.atom37.cpu(), expected.structure.atom37)

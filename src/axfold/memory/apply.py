@@ -14,15 +14,22 @@ from axfold.memory.rows import Rows
 def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
     """Run `network` as `plan` says, until another is applied.
 
-    `bus` carries what the plan keeps on the host; a plan that keeps nothing there needs none.
+    `bus` carries what the plan keeps on the host; a plan that keeps nothing there needs none. Representations that an
+    earlier plan kept by it are given up.
     """
     if bus is None and (plan.host or plan.rest):
         raise ValueError("a plan that keeps representations on the host needs a bus")
+    if bus is not None:
+        bus.release()
     for module in network.modules():
         if isinstance(getattr(module, "rows", None), Rows):
             stage = getattr(module, "stage", None)  # the network itself only makes a representation
             size = None if stage is None else plan.blocks.get(stage)
-            rows = HostRows(size, bus, plan.host) if plan.host else Rows(size)
+            rows = (
+                HostRows(size, bus, plan.host, {"pair": plan.kept}, stage or "", plan.handovers)
+                if plan.host
+                else Rows(size)
+            )
             setattr(module, "rows", rows)  # noqa: B010 - it is no tensor, as PyTorch's annotations have it
         if hasattr(module, "idle"):
             idle = bus.resting if bus is not None and plan.rest else nullcontext

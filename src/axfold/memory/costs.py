@@ -68,6 +68,8 @@ class Cost:
     copied: of a context that attention takes only aligned, a second time where it is not
     streams, sources: (representation, bytes of a row) of `update`'s and `prepare`'s operands; None is on the device
     idle: may the MSA representation rest meanwhile?
+    follows: the stages whose updates of its first source come right before its context is made, each before as many
+        of its calls
     calls: in a pass; products, attention: floating-point operations of all rows in one call, outside and inside
     of attention
     """
@@ -86,6 +88,7 @@ class Cost:
     streams: tuple[tuple[str | None, int], ...] = ()
     sources: tuple[tuple[str | None, int], ...] = ()
     idle: bool = False
+    follows: tuple[str, ...] = ()
     calls: int = 1
     products: float = 0.0
     attention: float = 0.0
@@ -189,7 +192,7 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
         update=_attention(s, x, n * width * b, n * masked), source_rows=n,
         prepare=("normed_linear" not in s.kernels) * z + n * sizes.heads * b, context=bias,
         copied=0 if tiled else bias, whole=tiled or own,
-        streams=((streams, x),), sources=(("pair", z),), calls=sizes.blocks,
+        streams=((streams, x),), sources=(("pair", z),), follows=("transition",), calls=sizes.blocks,
         products=2.0 * depth * n * c * 5 * width, attention=4.0 * depth * n * n * width,
     )  # fmt: skip
     if sizes.global_column_attention:
@@ -255,6 +258,11 @@ def _pair_block(
     n, b = s.residues, s.itemsize
     z, h, a = n * c * b, n * sizes.c_multiplication * b, n * sizes.heads * sizes.c_attention * b
     bias = sizes.heads * n * n * b
+    before_multiplication, before_attention = (
+        ("triangle attention", "template embedding")
+        if pair == "template"
+        else ("outer product mean", "triangle multiplication")
+    )
     # normalised input and both halves of the projection; or these and one gated
     operand, made = max(z + 2 * h, 2 * z, 3 * h), h
     # operand, product, its copy for the LayerNorm, which makes one more; or operand, update, normalised input, gate
@@ -265,7 +273,7 @@ def _pair_block(
     yield Cost(
         stage="triangle multiplication", stack=stack, alive=alive, rows=n, update=update,
         source_rows=n, prepare=operand, context=n * made, streams=((pair, z),), sources=((pair, z),),
-        idle=idle, calls=2 * calls,
+        follows=(before_multiplication, "triangle multiplication"), idle=idle, calls=2 * calls,
         products=2.0 * n**3 * sizes.c_multiplication + 2.0 * n * n * c * (5 * sizes.c_multiplication + c),
     )  # fmt: skip
     tiled = _tiled_bias(s, sizes.heads)
@@ -273,7 +281,8 @@ def _pair_block(
         stage="triangle attention", stack=stack, alive=alive, rows=n, update=_attention(s, z, a, 0),
         source_rows=n, prepare=n * sizes.heads * b if "normed_linear" in s.kernels else 2 * z, context=bias,
         copied=0 if tiled else bias, whole=tiled, streams=((pair, z),), sources=((pair, z),),
-        idle=idle, calls=2 * calls, products=2.0 * n * c * 5 * a / b,
+        follows=(before_attention, "triangle attention"), idle=idle, calls=2 * calls,
+        products=2.0 * n * c * 5 * a / b,
         attention=4.0 * n**3 * sizes.heads * sizes.c_attention,
     )  # fmt: skip
     yield Cost(  # normalised input, the hidden layer

@@ -13,13 +13,13 @@ from axfold.memory.budget import written
 from axfold.memory.costs import MSA_FEATURES, Cost, Sizes, costs, representations
 from axfold.memory.rates import Rates, rates_of
 
+_STAGED = "blocks that come and go"
 STAGING = 3  # blocks of an operand on the device at once (memory.host.STAGES)
 CUBLAS = 32 << 20  # workspace that PyTorch gives cuBLAS on Hopper; 8 MiB on others
 MARGIN = 0.03  # of the budget that is left alone: what the allocator rounds and cannot join
 PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
 ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
-_STAGED = tuple((1 << 30) >> power for power in range(21))  # bytes of a block that passes through the device
 
 PAIR = frozenset({"pair", "template", "attention to templates"})
 EXTRA = frozenset({"extra MSA"})
@@ -61,6 +61,9 @@ class Plan:
         extra MSA's perhaps always), "offload" (the pair representation on the host too) or "cpu"
     rest: give EvoformerBlocks a bus to rest their MSA on; host: representations that live on the host
     blocks: rows at once of every stage
+    kept: leading rows of a pair representation on the host that stay on the device all the same
+    handovers: (a stage, the next one): where the pair is on the host, the next one's context is made from the rows
+        that the update before leaves on the device, so that they come once for both
     stage: where the peak is, and `parts` what it consists of; host_parts: the same of the host's memory
     peaks: bytes of the device at the peak of each stage, by "stack: stage"
     seconds: of a pass, roughly
@@ -75,6 +78,8 @@ class Plan:
     host_parts: Mapping[str, int]
     peaks: Mapping[str, int]
     seconds: float
+    kept: int = 0
+    handovers: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def peak_device_bytes(self) -> int:
@@ -96,12 +101,15 @@ def plan(
     leaner_than: Plan | None = None,
     tier: str | None = None,
     full: bool = False,
+    kept: int | None = None,
 ) -> Plan:
     """The fastest plan within `budget_bytes` of the device (what its allocator may give out) and `host_bytes`.
 
     device: a GPU's name, for the seconds; on a CPU the budget is the machine's memory
     leaner_than: a plan whose memory did not suffice; the one returned needs at least a tenth less
     tier: only this one; full: use the whole budget, without a margin
+    kept: rows of a pair on the host that stay on the device, 0 for a pair that is wholly on the host; else as many
+        as there is room for
 
     Raises DoesNotFit, which names the longest protein that would fit.
     """
@@ -112,7 +120,7 @@ def plan(
     fitting = [
         found
         for setup in _setups(sizes, tier)
-        if (found := _fit(sizes, setup, usable, rates)) is not None
+        if (found := _fit(sizes, setup, usable, rates, kept)) is not None
         and (host_bytes is None or not sizes.on_gpu or found.peak_host_bytes <= host_bytes)
     ]
     if not fitting:
@@ -120,14 +128,21 @@ def plan(
     return min(fitting, key=lambda found: found.seconds)
 
 
-def with_blocks(sizes: Sizes, setup: Setup, rows: int | None) -> Plan:
-    """The plan of a setup with so many rows at once in every stage, or all of them: for tests and experiments."""
+def with_blocks(
+    sizes: Sizes, setup: Setup, rows: int | None, *, kept: int = 0, handovers: bool = False
+) -> Plan:
+    """The plan of a setup with so many rows at once in every stage, or all of them: for tests and experiments.
+
+    kept: of a pair on the host; handovers: all that are possible, or none
+    """
     stages = costs(sizes)
     blocks: dict[str, int] = {}
     for cost in stages:
         all_rows = max(cost.rows, cost.source_rows, blocks.get(cost.stage, 0))
         blocks[cost.stage] = rows or all_rows
-    return _made(sizes, setup, stages, blocks, rates_of("" if sizes.on_gpu else "cpu"))
+    pairs = frozenset(_handovers(setup, stages)) if handovers else frozenset()
+    kept = min(kept, sizes.residues) if "pair" in setup.host else 0
+    return _made(sizes, setup, stages, blocks, rates_of("" if sizes.on_gpu else "cpu"), kept, pairs)
 
 
 def max_length(
@@ -161,32 +176,38 @@ def _least(sizes: Sizes, setup: Setup, host_bytes: int | None) -> float:
     if host_bytes is not None and sizes.on_gpu and sum(_on_host(sizes, setup).values()) > host_bytes:
         return float("inf")
     stages = costs(sizes)
-    blocks = {cost.stage: 1 for cost in stages}
-    staged = _staging(sizes, stages, setup, blocks)
-    return max(sum(_parts(sizes, setup, cost, 1, staged).values()) for cost in stages if cost.calls)
+    return max(sum(_parts(sizes, setup, cost, 1).values()) for cost in stages if cost.calls)
 
 
-def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates) -> Plan | None:
-    """The fastest blocks for a setup, or None where not even one row fits."""
+def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None) -> Plan | None:
+    """The fastest plan of a setup, or None where not even one row fits."""
     stages = costs(sizes)
-    streaming, passing = bool(setup.host), _passing(sizes, setup)
-    best: Plan | None = None
-    for staged in _STAGED if streaming else (0,):
-        blocks = {cost.stage: _wanted(sizes, stages, cost.stage, rates) for cost in stages}
-        if streaming:
-            for cost in stages:
-                for name, size in (*cost.streams, *cost.sources):
-                    if name in passing and size:
-                        blocks[cost.stage] = max(min(blocks[cost.stage], staged // size), 1)
-        staging = _staging(sizes, stages, setup, blocks)
-        for cost in (cost for cost in stages if cost.calls):
-            blocks[cost.stage] = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable, staging))
-        if min(blocks.values()) < 1:
-            continue
-        found = _made(sizes, setup, stages, blocks, rates)
-        if best is None or found.seconds < best.seconds:
-            best = found
-    return best
+    blocks = {cost.stage: _wanted(sizes, stages, cost.stage, rates) for cost in stages}
+    row = representations(sizes)["pair"] // sizes.residues if "pair" in setup.host else 0
+    stay = (kept or 0) * row
+    for cost in (cost for cost in stages if cost.calls):
+        blocks[cost.stage] = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable - stay))
+    if min(blocks.values()) < 1:
+        return None
+    # rows that stay and contexts that are made ahead compete for what is left: try the smallest contexts first
+    peaks = {
+        pair: max(sum(_handed_over(sizes, setup, a, b, blocks).values()) for a, b in several)
+        for pair, several in _handovers(setup, stages).items()
+    }
+    order = sorted(
+        (pair for pair, peak in peaks.items() if peak + stay <= usable), key=lambda pair: peaks[pair]
+    )
+    found = []
+    for count in range(len(order) + 1):
+        chosen = frozenset(order[:count])
+        made = _made(sizes, setup, stages, blocks, rates, kept or 0, chosen)
+        if (
+            row and kept is None and sizes.ensembles == 1
+        ):  # samples are added on the host, where they are whole
+            room = min((usable - made.peak_device_bytes) // row, sizes.residues)
+            made = _made(sizes, setup, stages, blocks, rates, room, chosen)
+        found.append(made)
+    return min(found, key=lambda made: made.seconds)
 
 
 def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) -> int:
@@ -206,69 +227,114 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
     return max(min(rows, max(cost.rows for cost in same)), 1)
 
 
-def _affordable(sizes: Sizes, setup: Setup, cost: Cost, usable: int, staging: int) -> int:
+def _affordable(sizes: Sizes, setup: Setup, cost: Cost, usable: int) -> int:
     """Rows of a block for which there is room: the largest number whose peak is within `usable`."""
     low, high = 0, max(cost.rows, cost.source_rows, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if sum(_parts(sizes, setup, cost, middle, staging).values()) <= usable:
+        if sum(_parts(sizes, setup, cost, middle).values()) <= usable:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _parts(sizes: Sizes, setup: Setup, cost: Cost, block: int, staging: int) -> dict[str, int]:
-    """What is on the device at a stage's peak."""
+def _alive(sizes: Sizes, setup: Setup, names: tuple[str, ...], idle: bool, kept: int) -> dict[str, int]:
+    """What is on the device as long as a stage runs."""
     held = representations(sizes)
-    resting = ("MSA", "extra MSA") if setup.rest and cost.idle and sizes.on_gpu else ()
+    resting = ("MSA", "extra MSA") if setup.rest and idle and sizes.on_gpu else ()
     away = (*setup.host, *resting, *(("other samples",) if "pair" in setup.host else ()))
-    alive = ("weights", "features", "recycled", "other samples", *cost.alive)
+    alive = ("weights", "features", "recycled", "other samples", *names)
     parts = {name: held[name] for name in alive if name not in away and held.get(name)}
+    if kept:
+        parts["pair"] = kept * (held["pair"] // sizes.residues)
     if sizes.on_gpu:
         parts["cuBLAS workspace"] = CUBLAS
-    if staging:
-        parts["blocks that come and go"] = staging
+    return parts
+
+
+def _parts(sizes: Sizes, setup: Setup, cost: Cost, block: int, kept: int = 0) -> dict[str, int]:
+    """What is on the device at a stage's peak."""
     rows, source_rows = min(block, cost.rows), min(block, cost.source_rows)
     streamed = any(name in setup.host for name, _ in cost.sources)
     at_once = block >= cost.source_rows and not streamed  # then the context is what `prepare` made
-    copied = cost.copied if sizes.on_gpu and (at_once or sizes.residues % 8) else 0
+    coming = _staging(sizes, setup, cost.source_rows, block, cost.sources)
     moments = (
-        {"context": 0 if at_once else cost.context, "workspace": source_rows * cost.prepare},
-        {"context": cost.context + copied, "workspace": rows * cost.update + cost.whole},
+        {"context": 0 if at_once else cost.context, "workspace": source_rows * cost.prepare, _STAGED: coming},
+        {
+            "context": cost.context + _copied(sizes, cost, at_once),
+            "workspace": rows * cost.update + cost.whole,
+            _STAGED: _staging(sizes, setup, cost.rows, block, cost.streams),
+        },
         {"context": 0, "workspace": cost.after},
     )
-    return parts | max(moments, key=lambda moment: sum(moment.values()))
+    return _alive(sizes, setup, cost.alive, cost.idle, kept) | max(
+        moments, key=lambda moment: sum(moment.values())
+    )
 
 
-def _passing(sizes: Sizes, setup: Setup) -> frozenset[str]:
-    """What comes through the bus: where there is one, the features that stay on the host do too."""
-    features = bool(setup.host) and sizes.on_gpu and not any(sizes.msa_features)
-    return setup.host | (frozenset({MSA_FEATURES}) if features else frozenset())
+def _copied(sizes: Sizes, cost: Cost, at_once: bool) -> int:
+    return cost.copied if sizes.on_gpu and (at_once or sizes.residues % 8) else 0
 
 
-def _staging(sizes: Sizes, stages: tuple[Cost, ...], setup: Setup, blocks: Mapping[str, int]) -> int:
-    """Bytes of the buffers through which blocks pass: they are kept, each as large as the largest that used it."""
-    largest: dict[tuple[int, int], int] = {}
-    passing = _passing(sizes, setup)
-    for cost in stages if setup.host else ():
-        for rows, operands in ((cost.rows, cost.streams), (cost.source_rows, cost.sources)):
-            if not rows or not any(name in passing for name, _ in operands):
-                continue
-            block = min(blocks[cost.stage], rows)
-            for operand, (name, size) in enumerate(operands):
-                for stage in range(min(STAGING, -(-rows // block))):
-                    if name in passing:
-                        largest[operand, stage] = max(largest.get((operand, stage), 0), block * size)
-    return sum(largest.values())
+def _handovers(setup: Setup, stages: tuple[Cost, ...]) -> dict[tuple[str, str], list[tuple[Cost, Cost]]]:
+    """The pairs of stages of which the second may make its context from the rows that the first one's update leaves
+    on the device, each in every stack. Not where the MSA goes to rest in between: the first one may read it."""
+    found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
+    for after in (cost for cost in stages if cost.calls and cost.sources):
+        name = after.sources[0][0]
+        for before in stages:
+            if (
+                name in setup.host
+                and before.stack == after.stack
+                and before.stage in after.follows
+                and before.streams[0][0] == name
+                and not (setup.rest and after.idle and not before.idle)
+            ):
+                found.setdefault((before.stage, after.stage), []).append((before, after))
+    return found
 
 
-def _on_host(sizes: Sizes, setup: Setup) -> dict[str, int]:
+def _handed_over(
+    sizes: Sizes, setup: Setup, before: Cost, after: Cost, blocks: Mapping[str, int], kept: int = 0
+) -> dict[str, int]:
+    """What is on the device while the update of `before` and the context of `after` are made."""
+    block = min(blocks[before.stage], before.rows)
+    part = min(blocks[after.stage], block)
+    own = before.context + _copied(sizes, before, at_once=False)
+    made = after.context if block < before.rows else 0  # the first block is updated before there is a context
+    moments = (
+        {"context": own + made, "workspace": block * before.update + before.whole},
+        {"context": before.context + after.context, "workspace": part * after.prepare},
+    )
+    return (
+        _alive(sizes, setup, after.alive, before.idle and after.idle, kept)
+        | max(moments, key=lambda moment: sum(moment.values()))
+        | {_STAGED: _staging(sizes, setup, before.rows, block, before.streams)}
+    )
+
+
+def _staging(
+    sizes: Sizes, setup: Setup, rows: int, block: int, operands: tuple[tuple[str | None, int], ...]
+) -> int:
+    """Bytes of the buffers through which blocks of the operands pass, as long as a call lasts."""
+    if not rows or not setup.host:
+        return 0
+    # where there is a bus, features that stay on the host pass through it too
+    features = sizes.on_gpu and not any(sizes.msa_features)
+    passing = setup.host | (frozenset({MSA_FEATURES}) if features else frozenset())
+    block = min(block, rows)
+    return min(STAGING, -(-rows // block)) * block * sum(size for name, size in operands if name in passing)
+
+
+def _on_host(sizes: Sizes, setup: Setup, kept: int = 0) -> dict[str, int]:
     """What is in the host's memory."""
     if not sizes.on_gpu:
         return {}
     held = representations(sizes)
     parts = {"process": PROCESS} | {name: held[name] for name in sorted(setup.host) if held.get(name)}
+    if kept:
+        parts["pair"] -= kept * (held["pair"] // sizes.residues)
     if "pair" in setup.host and held["other samples"]:
         parts["other samples"] = held["other samples"]
     if setup.rest:
@@ -281,16 +347,27 @@ def _on_host(sizes: Sizes, setup: Setup) -> dict[str, int]:
 
 
 def _made(
-    sizes: Sizes, setup: Setup, stages: tuple[Cost, ...], blocks: Mapping[str, int], rates: Rates
+    sizes: Sizes,
+    setup: Setup,
+    stages: tuple[Cost, ...],
+    blocks: Mapping[str, int],
+    rates: Rates,
+    kept: int,
+    handovers: frozenset[tuple[str, str]],
 ) -> Plan:
-    staging = _staging(sizes, stages, setup, blocks)
-    peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], staging), cost) for cost in stages if cost.calls]
+    peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], kept), cost) for cost in stages if cost.calls]
+    peaks += [
+        (_handed_over(sizes, setup, before, after, blocks, kept), after)
+        for pair, several in _handovers(setup, stages).items()
+        for before, after in several
+        if pair in handovers
+    ]
     parts, cost = max(peaks, key=lambda peak: sum(peak[0].values()))
     by_stage: dict[str, int] = {}
     for needed, at in peaks:
         name = f"{at.stack}: {at.stage}"
         by_stage[name] = max(by_stage.get(name, 0), sum(needed.values()))
-    host_parts = _on_host(sizes, setup) or {"process": PROCESS} | parts
+    host_parts = _on_host(sizes, setup, kept) or {"process": PROCESS} | parts
     return Plan(
         tier=setup.tier,
         rest=setup.rest,
@@ -301,15 +378,28 @@ def _made(
         host_parts=host_parts,
         peaks=by_stage,
         seconds=sizes.ensembles
-        * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates) for cost in stages),
+        * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers) for cost in stages),
+        kept=kept,
+        handovers=handovers,
     )
 
 
 _LAUNCHES = 20  # operations that a block starts
+_SEEN = (
+    1 / 3
+)  # of transfers that could pass behind the computation, or the other way round: measured at 4,096 to 10,000
 _PASSES = 2.5  # times that a byte of the workspace is written or read
 
 
-def _seconds(sizes: Sizes, setup: Setup, cost: Cost, block: int, rates: Rates) -> float:
+def _seconds(
+    sizes: Sizes,
+    setup: Setup,
+    cost: Cost,
+    block: int,
+    rates: Rates,
+    kept: int,
+    handovers: frozenset[tuple[str, str]],
+) -> float:
     """Of all calls in a pass."""
     if not cost.calls or not cost.rows:
         return 0.0
@@ -321,21 +411,27 @@ def _seconds(sizes: Sizes, setup: Setup, cost: Cost, block: int, rates: Rates) -
     work = cost.products / speed + cost.attention / attending + _PASSES * moved / rates.memory
     blocks = -(-cost.rows // block) + (-(-cost.source_rows // block) if cost.source_rows else 0)
     launched = max(work, blocks * _LAUNCHES * rates.launch)
-    bus = sum(rows * size for rows, operands in ((cost.rows, cost.streams), (cost.source_rows, cost.sources))
-              for name, size in operands if name in setup.host)  # fmt: skip
+    share = {"pair": 1 - kept / sizes.residues}  # of its rows that cross the bus
+    handed = sum((stage, cost.stage) in handovers for stage in cost.follows) / max(len(cost.follows), 1)
+    bus = sum(
+        rows * size * share.get(name, 1)
+        for rows, operands in ((cost.rows, cost.streams), (cost.source_rows * (1 - handed), cost.sources))
+        for name, size in operands
+        if name is not None and name in setup.host
+    )
     transferred = bus / rates.bus + (blocks * 60e-6 if bus else 0.0)  # each way at once
     if setup.rest and cost.stage == "triangle multiplication" and cost.idle:  # out and back, once a block
         name = cost.alive[-1]
         launched += 0 if name in setup.host else representations(sizes)[name] / rates.bus / 2 * 2
-    return cost.calls * max(launched, transferred)
+    hidden, longer = sorted((launched, transferred))
+    return cost.calls * (longer + _SEEN * hidden)
 
 
 def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | None) -> DoesNotFit:
     setup = _setups(sizes, tier)[-1]
     stages = costs(sizes)
-    staging = _staging(sizes, stages, setup, {cost.stage: 1 for cost in stages})
     parts, cost = max(
-        ((_parts(sizes, setup, cost, 1, staging), cost) for cost in stages if cost.calls),
+        ((_parts(sizes, setup, cost, 1), cost) for cost in stages if cost.calls),
         key=lambda need: sum(need[0].values()),
     )
     longest = max_length(sizes, round(usable / (1 - MARGIN)), tier=tier, host_bytes=host_bytes)
@@ -348,7 +444,7 @@ def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | Non
             f"({written(parts.get('pair', 0))} for the pair representation), and there are {written(host_bytes or 0)}; "
             f"{_advice(longest)}"
         )
-    one = parts["workspace"] + parts["context"] + parts.get("blocks that come and go", 0)
+    one = parts["workspace"] + parts["context"] + parts.get(_STAGED, 0)
     left = usable - (need - one)
     beside = (
         f"{written(left)} are left beside the {written(need - one)} that stay there"

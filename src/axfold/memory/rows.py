@@ -22,6 +22,21 @@ class Rows:
         """A tensor for the large representation that `slot` names, where this object's rows live."""
         return like.new_zeros(shape)
 
+    def place(self, slot: str, like: Tensor, x: Tensor) -> Tensor:
+        """A copy of x where `zeros` would make it, in the type of `like`."""
+        return like.new_empty(x.shape).copy_(x)
+
+    def read(self, x: Tensor, start: int, size: int) -> Tensor:
+        """So many rows (axis -3) of a large representation, where they are computed with."""
+        return x.narrow(-3, start, size)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All of a large representation as a tensor that anyone may read; x itself where it is one."""
+        return x
+
+    def drop(self) -> None:
+        """An error has ended a pass: nothing of it is to be completed."""
+
     def blocks(self, rows: int) -> Iterator[tuple[int, int]]:
         """(first row, number of rows) of each block."""
         size = min(self.size or rows, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +31,13 @@ class Recycled:
     pair: Float[Tensor, "*b n n c_z"]
     positions: Float[Tensor, "*b n 37 3"]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Recycled:
-        """function of each."""
-        return Recycled(function(self.msa_first_row), function(self.pair), function(self.positions))
-
 
 @dataclass(frozen=True)
 class Pass:
     """What one pass computes.
 
     msa: (*b, S, N, c_m), without the templates' rows, of the first sample; single: (*b, N, c_s);
-    pair: (*b, N, N, c_z); msa_first_row: (*b, N, c_m)
+    pair: (*b, N, N, c_z), which may live elsewhere: read it by the network's `rows`; msa_first_row: (*b, N, c_m)
     """
 
     msa: Tensor
@@ -145,21 +141,32 @@ class AlphaFold(nn.Module):
         Without `recycled` it is the first pass, which recycles zeros. Consumes `recycled`.
         """
         recycled = recycled or self._nothing(samples[0])
-        msa, first, single, pair = self.trunk(samples[0], recycled if len(samples) == 1 else _copy(recycled))
+        whole = self.rows.whole
+        msa, first, single, pair = self.trunk(
+            samples[0], recycled if len(samples) == 1 else self._copy(recycled)
+        )
         for i, sample in enumerate(samples[1:], start=2):
-            _, *others = self.trunk(sample, recycled if i == len(samples) else _copy(recycled))
-            first, single, pair = (x + y for x, y in zip((first, single, pair), others, strict=True))
+            pair = whole(pair)
+            _, *others, other = self.trunk(sample, recycled if i == len(samples) else self._copy(recycled))
+            first, single = (x + y for x, y in zip((first, single), others, strict=True))
+            pair = pair + whole(other)
         if len(samples) > 1:
             first, single, pair = first / len(samples), single / len(samples), pair / len(samples)
         structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
         return Pass(msa, first, single, pair, structure)
 
+    def snapshot(self, recycled: Recycled) -> Recycled:
+        """A copy in the host's memory, which a pass leaves as it is."""
+        pair = self.rows.whole(recycled.pair)
+        pair = pair.to("cpu", copy=pair.data_ptr() == recycled.pair.data_ptr())
+        first, positions = (x.to("cpu", copy=True) for x in (recycled.msa_first_row, recycled.positions))
+        return Recycled(first, pair, positions)
+
     def placed(self, recycled: Recycled) -> Recycled:
-        """A copy from anywhere to where this network's tensors live."""
-        empty = self.rows.zeros("pair", self.trunk.single.weight, *recycled.pair.shape)
-        device = self.trunk.single.weight.device
-        first, positions = recycled.msa_first_row.to(device), recycled.positions.to(device)
-        return Recycled(first, empty.copy_(recycled.pair), positions)
+        """A copy of a snapshot where this network's tensors live."""
+        weight = self.trunk.single.weight
+        first, positions = (x.to(weight.device) for x in (recycled.msa_first_row, recycled.positions))
+        return Recycled(first, self.rows.place("pair", weight, recycled.pair), positions)
 
     def _nothing(self, features: Features) -> Recycled:
         aatype, weight = features["aatype"], self.trunk.single.weight
@@ -170,7 +177,7 @@ class AlphaFold(nn.Module):
             self.structure.project.weight.new_zeros(*shape, 37, 3),
         )
 
-
-def _copy(recycled: Recycled) -> Recycled:
-    """For a sample that is not the last: a pass consumes the recycled pair."""
-    return Recycled(recycled.msa_first_row, recycled.pair.clone(), recycled.positions)
+    def _copy(self, recycled: Recycled) -> Recycled:
+        """For a sample that is not the last: a pass consumes the recycled pair."""
+        pair = self.rows.whole(recycled.pair).clone()
+        return Recycled(recycled.msa_first_row, pair, recycled.positions)
