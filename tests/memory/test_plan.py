@@ -94,6 +94,7 @@ def test_the_peak_of_every_stage_is_predicted(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n", [256, 509])
 def test_the_peak_is_predicted_on_a_gpu(n, dtype, tier, kept):
+    before = torch.cuda.memory_allocated()  # what earlier tests hold
     network = make_network(0, dtype, "cuda")
     sizes = sizes_of(network, n, 128, 1024, 0, on_gpu=True)
     found = plan(sizes, 8 * GIB, tier=tier, kept=kept)

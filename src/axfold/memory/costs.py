@@ -186,12 +186,13 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
     masked = stack == "Evoformer" and s.sequences > s.clusters  # unaligned residues of the templates' rows
     bias = sizes.heads * n * n * b
     tiled = _tiled_bias(s, sizes.heads)
+    joined = 4 * c * width * b  # weights of the projections, put together
     own = min(max(LOGITS * b // max(bias, 1), 1), s.templates) * bias if masked else 0
     yield Cost(
         stage="MSA row attention", stack=stack, alive=alive, rows=depth,
         update=_attention(s, x, n * width * b, n * masked), source_rows=n,
         prepare=("normed_linear" not in s.kernels) * z + n * sizes.heads * b, context=bias,
-        copied=0 if tiled else bias, whole=tiled or own,
+        copied=0 if tiled else bias, whole=(tiled or own) + joined,
         streams=((streams, x),), sources=(("pair", z),), follows=("transition",), calls=sizes.blocks,
         products=2.0 * depth * n * c * 5 * width, attention=4.0 * depth * n * n * width,
     )  # fmt: skip
@@ -210,7 +211,7 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
     else:
         yield Cost(  # as along the rows
             stage="MSA column attention", stack=stack, alive=alive, rows=n,
-            update=_attention(s, y, depth * width * b, depth * masked),
+            update=_attention(s, y, depth * width * b, depth * masked), whole=joined,
             streams=((streams, y),), calls=sizes.blocks, products=2.0 * depth * n * c * 5 * width,
             attention=4.0 * n * depth * depth * width,
         )  # fmt: skip
@@ -280,7 +281,7 @@ def _pair_block(
     yield Cost(  # of the context: the input in order, and normalised
         stage="triangle attention", stack=stack, alive=alive, rows=n, update=_attention(s, z, a, 0),
         source_rows=n, prepare=n * sizes.heads * b if "normed_linear" in s.kernels else 2 * z, context=bias,
-        copied=0 if tiled else bias, whole=tiled, streams=((pair, z),), sources=((pair, z),),
+        copied=0 if tiled else bias, whole=tiled + 4 * c * a // n, streams=((pair, z),), sources=((pair, z),),
         follows=(before_attention, "triangle attention"), idle=idle, calls=2 * calls,
         products=2.0 * n * c * 5 * a / b,
         attention=4.0 * n**3 * sizes.heads * sizes.c_attention,
