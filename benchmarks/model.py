@@ -218,6 +218,7 @@ def main() -> None:
         },
         "measured": [],
     }
+    args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / file_name(result["date"], device, args.precision)
     for residues in args.lengths:
         query = random_query(residues, 2 * (args.clusters + args.extra))
