@@ -8,7 +8,6 @@ rows that divide nothing, with one piece of its own precision.
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +19,15 @@ import torch
 import parity
 from axfold.config import PRESETS
 from axfold.memory.apply import apply
-from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.memory.plan import CPU, EXTRA, PAIR, Setup, with_blocks
 from axfold.model.alphafold import AlphaFold
 from axfold.output import confidence
+from axfold.planning import sizes_of
 from axfold.predictor import aligned_error
 from axfold.weights.load import load
 from axfold.weights.source import Source
-from machine import commit, device_name, file_name
+from machine import commit, device_name, file_name, write
 
 TIERS = {
     "resident, in blocks": Setup("resident"),
@@ -51,19 +50,9 @@ def outputs(
     model: AlphaFold, case: str, sample: Mapping[str, torch.Tensor], setup: Setup, rows: int | None
 ) -> dict[str, np.ndarray]:
     """What a prediction ends with; `rows` None: in one piece."""
-    weight, config = model.trunk.single.weight, PRESETS[parity.CASES[case]]
-    sizes = Sizes(
-        residues=len(sample["aatype"]),
-        clusters=len(sample["msa_feat"]),
-        extra=len(sample["extra_msa"]),
-        templates=len(sample.get("template_aatype", ())),
-        model=config.model,
-        itemsize=weight.itemsize,
-        weights=0,
-        on_gpu=weight.is_cuda,
-    )
-    bus = Bus(weight.device)
-    apply(model, with_blocks(sizes, setup, rows), bus)
+    config = PRESETS[parity.CASES[case]]
+    bus = Bus(model.trunk.single.weight.device)
+    apply(model, with_blocks(sizes_of(sample, config, model), setup, rows), bus)
     result = model([dict(sample)], None)
     found = {
         "positions": result.structure.atom37,
@@ -122,9 +111,7 @@ def main() -> None:
         "axfold": commit(),
         "cases": {case: measure(case, device) for case in args.cases},
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    path: Path = args.results / file_name(result["date"], device)
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write(args.results / file_name(result["date"], device), result)
     args.page.write_text("\n".join(parity.page(args.results)) + "\n", "utf-8")
     print("\n".join(parity.deviations(args.results)))
 

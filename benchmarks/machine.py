@@ -1,10 +1,13 @@
 """What is measured, and on what."""
 
+import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,16 +25,26 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit that is measured, with "+" where files have changed.
+    """The commit that is measured, with "+" where files have changed; "unknown" in a copy without its history.
 
-    In a copy without its history AXFOLD_COMMIT says it; else it is "unknown".
+    AXFOLD_COMMIT says it of a copy that has none, or another's.
     """
+    if said := os.environ.get("AXFOLD_COMMIT"):
+        return said
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("AXFOLD_COMMIT", "unknown")
+    return done.stdout.strip() or "unknown"
 
 
 def file_name(date: str, device: torch.device, *words: str) -> str:
     """Of a result: it begins with the date, so that names sort by age."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return "-".join([date, re.sub(r"\W+", "-", kind).lower(), *words]) + ".json"
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """A result as JSON, complete or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)

@@ -34,7 +34,7 @@ from axfold.memory.host import Bus
 from axfold.memory.meter import Meter
 from axfold.memory.plan import TIERS, DoesNotFit, plan
 from axfold.model.alphafold import AlphaFold
-from machine import commit, device_name, file_name
+from machine import commit, device_name, file_name, write
 from report import table
 
 HERE = Path(__file__).parent
@@ -436,12 +436,6 @@ def main() -> None:
 
 def features_on(device: torch.device) -> dict[str, torch.Tensor]:
     return {name: x.to(device) for name, x in features(32, 8, 8, 0).items()}
-
-
-def write(path: Path, result: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

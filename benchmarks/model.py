@@ -10,7 +10,6 @@
 
 import argparse
 import gc
-import json
 import os
 import platform
 import re
@@ -33,7 +32,7 @@ from axfold.data.query import Alignment, Query
 from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
 from axfold.residues import RESTYPES
-from machine import commit, device_name, file_name
+from machine import commit, device_name, file_name, write
 from peers import openfold
 
 RESULTS = Path(__file__).parent / "results"
@@ -218,7 +217,6 @@ def main() -> None:
         },
         "measured": [],
     }
-    args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / file_name(result["date"], device, args.precision)
     for residues in args.lengths:
         query = random_query(residues, 2 * (args.clusters + args.extra))
@@ -231,9 +229,7 @@ def main() -> None:
             for part, seconds in sorted(row["parts"].items(), key=lambda item: -item[1]):
                 print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
             if not args.dry_run:  # each time: what is measured outlives an interruption
-                temporary = path.with_suffix(".part")
-                temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-                os.replace(temporary, path)
+                write(path, result)
     if not args.dry_run:
         print(f"written: {path}")
 

@@ -6,8 +6,6 @@ python benchmarks/ops.py --device cpu --precision fp32 --only "N = 256" --backen
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import torch
 
 import axfold
 from axfold.ops import cases
-from machine import commit, device_name, file_name
+from machine import commit, device_name, file_name, write
 
 RESULTS = Path(__file__).parent / "results" / "ops"
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -145,11 +143,8 @@ def main() -> None:
         "versions": versions,
         "measured": measured,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / file_name(date, device, args.precision)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
+    write(path, result)
     print(f"written: {path}")
 
 

@@ -25,7 +25,7 @@ from axfold.model.alphafold import AlphaFold
 from axfold.testing import Comparison, compare
 from axfold.weights.load import load
 from axfold.weights.source import Source
-from machine import commit, device_name, file_name
+from machine import commit, device_name, file_name, write
 from report import table
 
 HERE = Path(__file__).parent
@@ -148,9 +148,7 @@ def main() -> None:
             "precision": precision,
             "cases": cases,
         }
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / file_name(result["date"], device, precision)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write(RESULTS / file_name(result["date"], device, precision), result)
     PAGE.write_text("\n".join(page()) + "\n")
     sys.exit(bool(failed))
 

@@ -25,8 +25,8 @@ import torch
 
 from axfold.config import PRESETS
 from axfold.residues import RESTYPES
-from machine import commit, device_name, file_name
-from memory import PAGE, page, write
+from machine import commit, device_name, file_name, write
+from memory import PAGE, page
 from memory import RESULTS as MEMORY
 
 RESULTS = Path(__file__).parent / "results" / "predict"
@@ -126,7 +126,6 @@ def main() -> None:
         "axfold": commit(),
         "measured": [measure(args)],
     }
-    args.results.mkdir(parents=True, exist_ok=True)
     write(args.results / file_name(f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}", device), result)
     print(json.dumps(result, indent=1))
     args.page.write_text("\n".join(page(MEMORY, args.page.parent, args.results)), "utf-8")

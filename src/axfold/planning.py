@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from axfold import ops
@@ -73,7 +72,7 @@ def sizes_before(query: Query, config: Config, precision: str, device: torch.dev
     )
 
 
-def sizes_of(sample: Mapping[str, np.ndarray], config: Config, network: AlphaFold) -> Sizes:
+def sizes_of(sample: Mapping[str, Sized], config: Config, network: AlphaFold) -> Sizes:
     """Sizes of a pass over such a sample of the features."""
     weight = network.trunk.single.weight
     return Sizes(

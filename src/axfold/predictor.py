@@ -212,9 +212,8 @@ class Predictor:
                     break
                 result = None  # the next pass needs its memory
         assert result is not None  # there is a first pass
-        representations = {"single": result.single} if keep_representations else {}
-        if keep_representations:  # a copy: the next protein overwrites what is on the host
-            representations["pair"] = self.network.rows.whole(result.pair).to("cpu", copy=True)
+        pair = self.network.rows.whole(result.pair) if keep_representations else None
+        representations = {} if pair is None else {"single": result.single, "pair": pair}
         head = self.network.heads.aligned_error
         error = None if head is None else aligned_error(head, result.pair, config.model.heads)
         return Prediction(

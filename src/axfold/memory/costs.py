@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 from axfold.config import Model, MsaStack, Templates, TriangleStack
 
-ALIGNMENT = (
-    16  # numbers to a multiple of which kernels make rows of the triangle product (ops.triton.triangle)
-)
+# to a multiple of so many numbers kernels make rows of the triangle product (ops.triton.triangle)
+ALIGNMENT = 16
 WIDE = 4  # bytes of float32, of statistics and of the structure module whatever the trunk's type is
 MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, whatever else does
-KERNELS = frozenset(
-    {"gated_attention", "normed_linear", "transition", "triangle_operand", "triangle_update"}
-)  # ops that hold less on a GPU, where their own kernels take the call
+# ops that hold less on a GPU, where their own kernels take the call
+KERNELS = frozenset({"gated_attention", "normed_linear", "transition", "triangle_operand", "triangle_update"})
 FLOAT32_KERNELS = frozenset({"gated_attention"})  # the others leave float32 to PyTorch
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (

@@ -385,9 +385,8 @@ def _made(
 
 
 _LAUNCHES = 20  # operations that a block starts
-_SEEN = (
-    1 / 3
-)  # of transfers that could pass behind the computation, or the other way round: measured at 4,096 to 10,000
+# of transfers that could pass behind the computation, or the other way round: measured at 4,096 to 10,000
+_SEEN = 1 / 3
 _PASSES = 2.5  # times that a byte of the workspace is written or read
 
 
@@ -422,7 +421,7 @@ def _seconds(
     transferred = bus / rates.bus + (blocks * 60e-6 if bus else 0.0)  # each way at once
     if setup.rest and cost.stage == "triangle multiplication" and cost.idle:  # out and back, once a block
         name = cost.alive[-1]
-        launched += 0 if name in setup.host else representations(sizes)[name] / rates.bus / 2 * 2
+        launched += 0 if name in setup.host else representations(sizes)[name] / rates.bus
     hidden, longer = sorted((launched, transferred))
     return cost.calls * (longer + _SEEN * hidden)
 
