@@ -109,3 +109,19 @@ def test_rows_that_hide_keys_come_a_few_at_a_time(monkeypatch):
         arguments = q, k, v, gate, hidden, bias
         expected = ops.gated_attention(*arguments, backend="reference")
         torch.testing.assert_close(ops.gated_attention(*arguments, backend="sdpa"), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@torch.no_grad()
+def test_masks_in_float16(backend):
+    """-1e9 is beyond its numbers."""
+    x = torch.randn(2, 5, 2, 8, generator=torch.Generator().manual_seed(0)).half()
+    mask, bias = torch.ones(2, 5).half(), torch.full((2, 5, 5), -1.0).half()
+    mask[0], mask[1, 2] = 0, 0
+    arguments = x, x, x, x, mask, bias
+    found = ops.gated_attention(*arguments, backend=backend)
+    exact = ops.gated_attention(*(t.double() for t in arguments), backend="reference")
+    torch.testing.assert_close(found[1].double(), exact[1], atol=5e-3, rtol=5e-3)
+    assert found[0].isfinite().all()
+    if backend == "reference":
+        torch.testing.assert_close(found[0].double(), exact[0], atol=5e-3, rtol=5e-3)
