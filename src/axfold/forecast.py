@@ -128,6 +128,7 @@ def as_json(found: Forecast) -> str:
             "kept_rows": chosen.kept,
             "handovers": sorted(chosen.handovers),
             "blocks": dict(chosen.blocks),
+            "context_bytes": chosen.context_bytes,
             "peak_stage": chosen.stage,
             "parts": dict(chosen.parts),
             "host_parts": dict(chosen.host_parts),

@@ -93,7 +93,9 @@ def sizes_of(sample: Mapping[str, Sized], config: Config, network: AlphaFold) ->
 @torch.no_grad()
 def kernels_of(network: AlphaFold) -> frozenset[str]:
     """The ops whose own kernels take the calls of this network's trunk: some of KERNELS."""
-    pair: Any = network.trunk.evoformer.blocks[0].get_submodule("pair")
+    block: Any = network.trunk.evoformer.blocks[0]
+    pair, mean = block.pair, block.outer_product_mean
+    products, o = mean.output.weight, mean.a.out_features
     triangle, attention = pair.multiplication_outgoing, pair.attention_starting
 
     def of(*layers: torch.nn.Module) -> list[torch.Tensor]:
@@ -111,6 +113,10 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
         "gated_attention": (ops.gated_attention, [q, q, q, q, mask]),
         "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
         "transition": (ops.transition, [z, *transition]),
+        "outer_product_mean": (
+            ops.outer_product_mean,
+            [z, products.new_zeros(1, 1, o), products.new_zeros(1, 1, o), mask, products, mean.output.bias],
+        ),
         "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),
         "triangle_update": (ops.triangle_update, [z, own, own, *layers]),
     }

@@ -74,6 +74,22 @@ def test_the_peak_is_predicted(shape, dtype, setup, kept, handovers):
     assert 0.95 <= ratio <= 1.05
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_with_a_context_in_parts_is_predicted(dtype):
+    lengths = (130, 4, 2000, 0)  # the extra MSA's outer product mean is where the peak is
+    network = make_network(0, getattr(torch, dtype))
+    sizes = sizes_of(network, *lengths)
+    whole, found = (
+        with_blocks(sizes, SETUPS[0], 24, context_bytes=limit) for limit in (None, 64 * 2000 * 32 * 4)
+    )
+    assert found.stage == "extra MSA stack: outer product mean"
+    assert found.peak_device_bytes < whole.peak_device_bytes
+    meter = measured(network, make_features(*lengths), found)
+    beside = sizes.weights
+    ratio = (found.peak_device_bytes - beside) / (meter.peak_bytes - beside)
+    assert 0.95 <= ratio <= 1.05
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_peak_of_every_stage_is_predicted(dtype):
     """So that no line of the costs hides behind the largest."""

@@ -61,6 +61,24 @@ def test_blocks_of_rows_change_nothing(model, size):
     assert_same(run(blocked, features), whole)
 
 
+@pytest.mark.parametrize("columns", [1, 64, 65, 200])
+def test_parts_of_a_context_change_nothing(model, columns):
+    """70 residues: at least 64 of them go at once."""
+    features = make_features(70)
+    whole = run(model, features)
+    parted = copy.deepcopy(model)
+    for stack in (parted.trunk.extra_stack, parted.trunk.evoformer):
+        for block in stack.blocks:
+            mean = block.outer_product_mean
+            depth = len(features["extra_msa" if stack is parted.trunk.extra_stack else "msa_feat"])
+            limit = columns * depth * mean.b.out_features * 4
+            mean.rows = Rows(9, context_bytes=limit)
+            assert len(list(mean.rows.parts(70, limit // columns))) == (1 if columns == 200 else 2)
+    assert_same(run(parted, features), whole)
+    recorded = parted([features], parted([features]).recycled())
+    assert_same(recorded, whole)
+
+
 def test_recording_gradients_changes_nothing(model):
     """The update in place and the one that autograd records are the same."""
     features = make_features(9)

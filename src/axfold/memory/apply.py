@@ -28,7 +28,7 @@ def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
             rows = (
                 HostRows(size, bus, plan.host, {"pair": plan.kept}, stage or "", plan.handovers)
                 if plan.host
-                else Rows(size)
+                else Rows(size, context_bytes=plan.context_bytes)
             )
             setattr(module, "rows", rows)  # noqa: B010 - it is no tensor, as PyTorch's annotations have it
         if hasattr(module, "idle"):

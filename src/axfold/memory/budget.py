@@ -22,6 +22,13 @@ def parse_bytes(text: str, option: str = "--memory-budget") -> int:
     return size
 
 
+def at_once(total: int, each_bytes: int, limit: int | None) -> int:
+    """How many of `total` parts, of so many bytes each, go into `limit`: some multiple of 64, or all of them."""
+    if limit is None or total * each_bytes <= limit:
+        return total
+    return min(max(limit // each_bytes // 64 * 64, 64), total)
+
+
 def written(size: float) -> str:
     """Bytes as people read them: GiB or MiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -10,13 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from axfold.config import Model, MsaStack, Templates, TriangleStack
+from axfold.memory.budget import at_once
 
 # to a multiple of so many numbers kernels make rows of the triangle product (ops.triton.triangle)
 ALIGNMENT = 16
 WIDE = 4  # bytes of float32, of statistics and of the structure module whatever the trunk's type is
 MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, whatever else does
 # ops that hold less on a GPU, where their own kernels take the call
-KERNELS = frozenset({"gated_attention", "normed_linear", "transition", "triangle_operand", "triangle_update"})
+KERNELS = frozenset(
+    {
+        "gated_attention",
+        "normed_linear",
+        "transition",
+        "triangle_operand",
+        "triangle_update",
+        "outer_product_mean",
+    }
+)
 FLOAT32_KERNELS = frozenset({"gated_attention"})  # the others leave float32 to PyTorch
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
@@ -33,6 +43,7 @@ class Sizes:
     msa_features: bytes on the device of an element (sequence, residue) of the MSA's and the extra MSA's features,
         which else come from the host row by row; their masks are always on the device
     kernels: ops whose own kernels take the calls of the trunk, some of KERNELS
+    context_bytes: of the outer product mean's context at once, as `Rows` has it
     logits: are the distogram's and the aligned error's wanted whole?
     """
 
@@ -47,6 +58,7 @@ class Sizes:
     on_gpu: bool = True
     kernels: frozenset[str] = frozenset()
     msa_features: tuple[int, int] = (0, 0)
+    context_bytes: int | None = None
     logits: bool = False
 
     @property
@@ -219,10 +231,18 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
         streams=((streams, x),), calls=sizes.blocks,
         products=4.0 * depth * n * c * c * sizes.transition_factor,
     )  # fmt: skip
-    yield Cost(  # a column of the MSA copied and normalised; or its projection and the products in both orders
+    columns = at_once(n, depth * o * b, s.context_bytes)
+    made, product = depth * o * b, columns * o * o * b
+    # a column of the MSA copied and normalised, then its projection, masked and put in order, and the products in
+    # both orders; of the context the row of the MSA, copied where it is a part, and two projections
+    update = max(2 * y, y + made, 2 * made + product, made + 2 * product)
+    prepare = max((1 + (columns < n)) * x * columns // n, x * columns // n + columns * o * b)
+    if "outer_product_mean" in s.kernels:  # no LayerNorm is written, and the products once
+        update, prepare = 2 * made + product, 0
+    yield Cost(
         stage="outer product mean", stack=stack, alive=alive, rows=n,
-        update=max(2 * y, depth * o * b + 2 * n * o * o * b), source_rows=depth,
-        prepare=max(x + n * o * b, 2 * n * o * b), context=depth * n * o * b,
+        update=update, source_rows=depth,
+        prepare=max(prepare, 2 * columns * o * b), context=depth * columns * o * b,
         streams=(("pair", z), (streams, y)), sources=((streams, x),), calls=sizes.blocks,
         products=2.0 * n * n * o * o * (depth + c_z),
     )  # fmt: skip

@@ -23,6 +23,7 @@ ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
 
 PAIR = frozenset({"pair", "template", "attention to templates"})
 EXTRA = frozenset({"extra MSA"})
+CONTEXT = 128 << 20  # bytes of the outer product mean's context at once: half of an extra MSA else
 
 
 class DoesNotFit(AxfoldError):
@@ -64,6 +65,7 @@ class Plan:
     kept: leading rows of a pair representation on the host that stay on the device all the same
     handovers: (a stage, the next one): where the pair is on the host, the next one's context is made from the rows
         that the update before leaves on the device, so that they come once for both
+    context_bytes: of the outer product mean's context at once; None is all of it
     stage: where the peak is, and `parts` what it consists of; host_parts: the same of the host's memory
     peaks: bytes of the device at the peak of each stage, by "stack: stage"
     seconds: of a pass, roughly
@@ -80,6 +82,7 @@ class Plan:
     seconds: float
     kept: int = 0
     handovers: frozenset[tuple[str, str]] = frozenset()
+    context_bytes: int | None = None
 
     @property
     def peak_device_bytes(self) -> int:
@@ -129,20 +132,27 @@ def plan(
 
 
 def with_blocks(
-    sizes: Sizes, setup: Setup, rows: int | None, *, kept: int = 0, handovers: bool = False
+    sizes: Sizes,
+    setup: Setup,
+    rows: int | None,
+    *,
+    kept: int = 0,
+    handovers: bool = False,
+    context_bytes: int | None = None,
 ) -> Plan:
     """The plan of a setup with so many rows at once in every stage, or all of them: for tests and experiments.
 
-    kept: of a pair on the host; handovers: all that are possible, or none
+    kept: of a pair on the host; handovers: all that are possible, or none; context_bytes: as in `Plan`
     """
-    stages = costs(sizes)
+    stages = costs(replace(sizes, context_bytes=context_bytes))
     blocks: dict[str, int] = {}
     for cost in stages:
         all_rows = max(cost.rows, cost.source_rows, blocks.get(cost.stage, 0))
         blocks[cost.stage] = rows or all_rows
     pairs = frozenset(_handovers(setup, stages)) if handovers else frozenset()
     kept = min(kept, sizes.residues) if "pair" in setup.host else 0
-    return _made(sizes, setup, stages, blocks, rates_of("" if sizes.on_gpu else "cpu"), kept, pairs)
+    made = _made(sizes, setup, stages, blocks, rates_of("" if sizes.on_gpu else "cpu"), kept, pairs)
+    return replace(made, context_bytes=context_bytes)
 
 
 def max_length(
@@ -165,6 +175,15 @@ def max_length(
     return low
 
 
+def _stages(sizes: Sizes, setup: Setup) -> tuple[Cost, ...]:
+    """What the stages need; contexts are made in parts where they and what they serve are on the device."""
+    return costs(replace(sizes, context_bytes=_context_bytes(setup)))
+
+
+def _context_bytes(setup: Setup) -> int | None:
+    return None if setup.host else CONTEXT
+
+
 def _setups(sizes: Sizes, tier: str | None) -> tuple[Setup, ...]:
     if not sizes.on_gpu and tier in (None, "cpu", "resident"):
         return (CPU,)
@@ -175,13 +194,13 @@ def _least(sizes: Sizes, setup: Setup, host_bytes: int | None) -> float:
     """Bytes of the device with which a setup runs, one row at a time; infinite where the host's do not suffice."""
     if host_bytes is not None and sizes.on_gpu and sum(_on_host(sizes, setup).values()) > host_bytes:
         return float("inf")
-    stages = costs(sizes)
+    stages = _stages(sizes, setup)
     return max(sum(_parts(sizes, setup, cost, 1).values()) for cost in stages if cost.calls)
 
 
 def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None) -> Plan | None:
     """The fastest plan of a setup, or None where not even one row fits."""
-    stages = costs(sizes)
+    stages = _stages(sizes, setup)
     blocks = {cost.stage: _wanted(sizes, stages, cost.stage, rates) for cost in stages}
     row = representations(sizes)["pair"] // sizes.residues if "pair" in setup.host else 0
     stay = (kept or 0) * row
@@ -381,6 +400,7 @@ def _made(
         * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers) for cost in stages),
         kept=kept,
         handovers=handovers,
+        context_bytes=_context_bytes(setup),
     )
 
 
@@ -428,7 +448,7 @@ def _seconds(
 
 def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | None) -> DoesNotFit:
     setup = _setups(sizes, tier)[-1]
-    stages = costs(sizes)
+    stages = _stages(sizes, setup)
     parts, cost = max(
         ((_parts(sizes, setup, cost, 1), cost) for cost in stages if cost.calls),
         key=lambda need: sum(need[0].values()),

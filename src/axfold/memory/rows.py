@@ -2,10 +2,12 @@
 how many rows go at once is decided by whoever makes a `Rows`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from axfold.memory.budget import at_once
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,12 @@ class Rows:
 
     The row axis is the same, counted from the front, in all tensors of a call, since they share their batch axes.
     Rows of an operand that lives elsewhere are brought to the device of x as they are needed.
+
+    context_bytes: a larger context is made and used in parts, where the update allows it; None is all at once
     """
 
     size: int | None = None
+    context_bytes: int | None = field(default=None, kw_only=True)
 
     def zeros(self, slot: str, like: Tensor, *shape: int) -> Tensor:
         """A tensor for the large representation that `slot` names, where this object's rows live."""
@@ -42,6 +47,12 @@ class Rows:
         size = min(self.size or rows, rows)
         for start in range(0, rows, max(size, 1)):
             yield start, min(size, rows - start)
+
+    def parts(self, columns: int, each_bytes: int) -> Iterator[tuple[int, int]]:
+        """(first column, number of columns) of each part of a context that takes so many bytes for a column."""
+        size = at_once(columns, each_bytes, self.context_bytes)
+        for start in range(0, columns, max(size, 1)):
+            yield start, min(size, columns - start)
 
     def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
         """prepare(*rows) of every block, side by side along `out_axis`; `axis` is the operands' row axis."""

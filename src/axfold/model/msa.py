@@ -103,7 +103,11 @@ class MSAColumnGlobalAttention(RowUpdate):
 
 
 class OuterProductMean(RowUpdate):
-    """The pair representation's update from the MSA: Algorithm 10. Rows of the pair; b is the context."""
+    """The pair representation's update from the MSA: Algorithm 10. Rows of the pair; b is the context.
+
+    b is as large as the MSA's own part of the network: where that is much, b and the update are made for some
+    columns of the pair after the others, and a again for each.
+    """
 
     stage = "outer product mean"
 
@@ -112,12 +116,17 @@ class OuterProductMean(RowUpdate):
         self.norm = nn.LayerNorm(c_m)
         self.a, self.b = nn.Linear(c_m, c_hidden), nn.Linear(c_m, c_hidden)
         self.output = nn.Linear(c_hidden * c_hidden, c_z)
-        self.residual = Residual()
 
     def prepare(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
     ) -> Float[Tensor, "*b s r c"]:
-        return self.b(self.norm(m)) * mask[..., None]
+        return self._projection(self.b, m, mask)
+
+    def _projection(
+        self, layer: nn.Linear, m: Float[Tensor, "*b i j c_m"], mask: Float[Tensor, "*b i j"]
+    ) -> Float[Tensor, "*b i j c"]:
+        x = ops.normed_linear(m, self.norm.weight, self.norm.bias, layer.weight, layer.bias)
+        return x * mask[..., None] if any(mask.stride()) else x  # one number expanded hides nothing
 
     def update(
         self,
@@ -127,21 +136,30 @@ class OuterProductMean(RowUpdate):
         b: Float[Tensor, "*b s n c"],
         masks: Float[Tensor, "*b n s"],
     ) -> Float[Tensor, "*b i n c_z"]:
-        a = self.a(self.norm(m)) * mask[..., None]
-        # all of the block's products in one: (i c, s) with (s, n c)
-        product = torch.matmul(a.movedim(-1, -2).flatten(-3, -2), b.flatten(-2))
-        product = product.unflatten(-2, (z.shape[-3], -1)).unflatten(-1, (z.shape[-2], -1))
-        product = product.transpose(-2, -3).flatten(-2)
+        a = self._projection(self.a, m, mask)
         wide = torch.promote_types(mask.dtype, torch.float32)  # bf16 can't count to 5,120
-        count = torch.matmul(mask.to(wide), masks.to(wide).transpose(-1, -2))
-        return self.residual(z, self.output(product) / (count + 1e-3).to(z.dtype)[..., None])
+        if any(mask.stride()) or any(masks.stride()):
+            count = torch.matmul(mask.to(wide), masks.to(wide).transpose(-1, -2))
+        else:
+            count = z.new_full((), mask.shape[-1], dtype=wide).expand(z.shape[:-1])
+        return ops.outer_product_mean(z, a, b, count, self.output.weight, self.output.bias)
 
     def forward(
         self, z: Float[Tensor, "*b r r c_z"], m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]
     ) -> Float[Tensor, "*b r r c_z"]:
         """z with its update added. Consumes z."""
         axis = z.dim() - 3
-        b = self.context(m, mask, axis=axis, out_axis=axis)
-        by_residue = mask.transpose(-1, -2)
-        update = partial(self.update, b=b, masks=by_residue)
-        return self.rows.update(update, z, m.transpose(-2, -3), by_residue, axis=axis)
+        by_column, by_residue = m.transpose(-2, -3), mask.transpose(-1, -2)
+        each = m.shape[axis] * self.b.out_features * m.element_size()
+        updated = []
+        for first, size in self.rows.parts(z.shape[-2], each):
+            b = self.context(
+                m.narrow(-2, first, size), mask.narrow(-1, first, size), axis=axis, out_axis=axis
+            )
+            update = partial(self.update, b=b, masks=by_residue.narrow(-2, first, size))
+            part = z.narrow(-2, first, size)
+            updated.append(self.rows.update(update, part, by_column, by_residue, axis=axis))
+            del b, update  # before the next one is made
+        if not torch.is_grad_enabled():
+            return z  # which holds all updates
+        return updated[0] if len(updated) == 1 else torch.cat(updated, dim=-2)

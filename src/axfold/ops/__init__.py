@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from axfold.ops.attention import gated_attention
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
+from axfold.ops.outer import outer_product_mean
 from axfold.ops.residual import add
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
@@ -18,6 +19,7 @@ __all__ = [
     "add",
     "gated_attention",
     "normed_linear",
+    "outer_product_mean",
     "transition",
     "triangle_operand",
     "triangle_update",
