@@ -3,8 +3,10 @@
 from importlib.util import find_spec
 
 from axfold.ops.attention import gated_attention
+from axfold.ops.column import global_column_attention
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
+from axfold.ops.point_attention import invariant_point_attention
 from axfold.ops.residual import add
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
@@ -17,6 +19,8 @@ __all__ = [
     "Op",
     "add",
     "gated_attention",
+    "global_column_attention",
+    "invariant_point_attention",
     "normed_linear",
     "transition",
     "triangle_operand",
