@@ -48,7 +48,9 @@ def test_reference_is_the_definition():
             weights = (k[there] @ head / 2).softmax(0)
             mixed.append(weights @ v[there])
         gate = (x[r] @ wg.T + bg).sigmoid()
-        torch.testing.assert_close(found[r], m[r] + (gate * torch.cat(mixed)) @ wo.T + bo, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            found[r], m[r] + (gate * torch.cat(mixed)) @ wo.T + bo, atol=1e-6, rtol=1e-6
+        )
 
 
 def test_float16_hides_sequences():

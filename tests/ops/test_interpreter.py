@@ -9,7 +9,10 @@ import pytest
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter")
-@pytest.mark.parametrize("name", ["triangle", "transition", "normed_linear", "triton_attention", "pair", "point_attention", "column"])
+@pytest.mark.parametrize(
+    "name",
+    ["triangle", "transition", "normed_linear", "triton_attention", "pair", "point_attention", "column"],
+)
 def test_kernels(name):
     pytest.importorskip("triton")
     path = Path(__file__).with_name(f"test_{name}.py")

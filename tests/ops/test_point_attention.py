@@ -53,7 +53,9 @@ def check(arguments, dtype):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     numbers = []
     for i, x in enumerate(arguments):  # strides are kept
-        copy = torch.empty_strided(x.shape, x.stride(), device=device, dtype=dtype if i == 7 else torch.float32)
+        copy = torch.empty_strided(
+            x.shape, x.stride(), device=device, dtype=dtype if i == 7 else torch.float32
+        )
         numbers.append(copy.copy_(x))
     exact = ops.invariant_point_attention(*(x.double() for x in numbers), backend="reference")
     reference = ops.invariant_point_attention(*numbers, backend="reference")

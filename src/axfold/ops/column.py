@@ -40,5 +40,5 @@ def global_column_attention(
     logits = logits.masked_fill(mask[..., None, :] == 0, masked_logit(logits.dtype))
     weights = logits.softmax(-1, dtype=wide).to(v.dtype)
     mixed = torch.einsum("...rhs,...rsc->...rhc", weights, v).flatten(-2)
-    gate = F.linear(x, gate_weight, gate_bias).sigmoid()
-    return add(m, F.linear(gate * mixed.unsqueeze(-2), output_weight, output_bias))
+    gated = F.linear(x, gate_weight, gate_bias).sigmoid() * mixed.unsqueeze(-2)
+    return add(m, F.linear(gated, output_weight, output_bias))

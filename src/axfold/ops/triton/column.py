@@ -16,7 +16,9 @@ from axfold.ops.triton import tiles
 from axfold.ops.triton.common import EPSILON, normalize, sigmoid, why_not
 from axfold.ops.triton.tiles import Tile
 
-HIDDEN = tl.constexpr(-(2.0**30))  # logit of a masked sequence: finite, so that a residue without any averages them
+HIDDEN = tl.constexpr(
+    -(2.0**30)
+)  # logit of a masked sequence: finite, so that a residue without any averages them
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -55,10 +57,9 @@ def _mean(
         exists = block * BLOCK + sequence < sequences
         step = tl.cast(block, tl.int64) * BLOCK
         x = _standard(tl.load(m + step * m_sequence, exists[:, None], 0.0).to(tl.float32), C)
+        present = exists.to(tl.float32)
         if MASKED:
             present = tl.load(mask + step * mask_sequence, exists, 0.0).to(tl.float32)
-        else:
-            present = exists.to(tl.float32)
         total += x * present[:, None]
         count += present
     tl.store(out + row * C + channel, tl.sum(total, 0) / (tl.sum(count, 0) + 1e-10))
