@@ -38,10 +38,10 @@ def _scores(
     k += head * (C + P) * keys + key
     product = tl.zeros((QUERIES, KEYS), tl.float32)
     squared = tl.zeros((QUERIES, KEYS), tl.float32)
-    for c in tl.static_range(C):
+    for c in tl.range(C):  # not unrolled: all loads at once would not fit into registers
         x, y = tl.load(q + c * queries, asked, 0.0), tl.load(k + c * keys, known, 0.0)
         product += x[:, None] * y[None, :]
-    for c in tl.static_range(C, C + P):
+    for c in tl.range(C, C + P):
         x, y = tl.load(q + c * queries, asked, 0.0), tl.load(k + c * keys, known, 0.0)
         apart = x[:, None] - y[None, :]
         squared += apart * apart
@@ -211,7 +211,9 @@ def invariant_point_attention_triton(
         *by_channel, weight, logits, queries, keys, C=c, P=dims, QUERIES=64, KEYS=64, num_warps=4
     )
     pairs = q.new_empty(queries, heads, c_z)
-    tile = tile or tiles.tile("invariant_point_attention", z)
+    # numbers of float16 are multiplied as float32's
+    like = z.new_empty(0, c_z, dtype=torch.float32) if z.dtype == torch.float16 else z
+    tile = tile or tiles.tile("invariant_point_attention", like)
     _attend[(queries,)](
         logits,
         z,
