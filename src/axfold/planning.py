@@ -20,6 +20,7 @@ from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.memory.plan import DoesNotFit, Plan, plan
 from axfold.model.alphafold import AlphaFold
+from axfold.model.msa import MSAColumnGlobalAttention
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,16 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
     layers = of(triangle.norm, triangle.norm_product, triangle.output, triangle.output_gate)
     transition = of(pair.transition.norm, pair.transition.expand, pair.transition.output)
     mask = z[..., 0]
+    points, norm_pair = network.structure.attention, network.structure.norm_pair
+    sizes = network.sizes.structure
+    residue = norm_pair.weight.new_zeros(1, sizes.heads, 1)
+    point, here = residue[..., None].expand(-1, -1, -1, 3), residue[:, 0, 0]
+    of_points = (
+        [residue] * 3 + [point] * 3 + [points.point_weights, z, *of(norm_pair, points.bias), here, here]
+    )
     calls: dict[str, tuple[ops.Op, list[torch.Tensor]]] = {
         "gated_attention": (ops.gated_attention, [q, q, q, q, mask]),
+        "invariant_point_attention": (ops.invariant_point_attention, of_points),
         "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
         "transition": (ops.transition, [z, *transition]),
         "outer_product_mean": (
@@ -120,6 +129,12 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
         "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),
         "triangle_update": (ops.triangle_update, [z, own, own, *layers]),
     }
+    if network.sizes.extra_stack.global_column_attention:
+        block: Any = network.trunk.extra_stack.blocks[0]
+        column = next(x for x in block.modules() if isinstance(x, MSAColumnGlobalAttention))
+        e = z.new_zeros(1, 1, len(column.norm.weight))
+        of_column = of(column.norm, column.q, column.kv, column.gate, column.output)
+        calls["global_column_attention"] = ops.global_column_attention, [e, mask, *of_column]
     return frozenset(name for name, (op, given) in calls.items() if op.backend_for(*given) == "triton")
 
 

@@ -10,7 +10,17 @@ import pytest
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter")
 @pytest.mark.parametrize(
-    "name", ["triangle", "transition", "normed_linear", "outer", "triton_attention", "pair"]
+    "name",
+    [
+        "triangle",
+        "transition",
+        "normed_linear",
+        "triton_attention",
+        "pair",
+        "point_attention",
+        "column",
+        "outer",
+    ],
 )
 def test_kernels(name):
     pytest.importorskip("triton")

@@ -19,15 +19,13 @@ MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, 
 # ops that hold less on a GPU, where their own kernels take the call
 KERNELS = frozenset(
     {
-        "gated_attention",
-        "normed_linear",
-        "transition",
-        "triangle_operand",
-        "triangle_update",
-        "outer_product_mean",
+        *("gated_attention", "global_column_attention", "invariant_point_attention", "normed_linear"),
+        *("transition", "triangle_operand", "triangle_update", "outer_product_mean"),
     }
 )
-FLOAT32_KERNELS = frozenset({"gated_attention"})  # the others leave float32 to PyTorch
+FLOAT32_KERNELS = frozenset(
+    {"gated_attention", "invariant_point_attention"}
+)  # the others leave float32 to PyTorch
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE
@@ -210,12 +208,18 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
         present = x_wide = 0
         if b < WIDE:
             x_wide, present = depth * c * WIDE, depth * WIDE
-        yield Cost(  # input, the same in float32 and masked; or input, gate, its sigmoid, keys, values, weights
-            stage="global column attention", stack=stack, alive=alive, rows=n,
-            update=max(
+        update = (
+            max(  # input, the same in float32 and masked; or input, gate, its sigmoid, keys, values, weights
                 y + x_wide + present + depth * c * WIDE,
                 y + 2 * depth * width * b + depth * (2 * sizes.c_attention + 2 * sizes.heads) * b,
-            ),
+            )
+        )
+        if (
+            "global_column_attention" in s.kernels
+        ):  # mean, query, its vectors, averages of them in three steps
+            update = (c + width + 4 * sizes.heads * c) * WIDE
+        yield Cost(
+            stage="global column attention", stack=stack, alive=alive, rows=n, update=update,
             streams=((streams, y),), calls=sizes.blocks, products=2.0 * depth * n * c * 2.5 * width,
         )  # fmt: skip
     else:
@@ -316,10 +320,14 @@ def _structure(s: Sizes) -> Iterator[Cost]:
     z, logits = n * m.c_z * WIDE, n * sizes.heads * WIDE
     points = sizes.query_points + sizes.value_points
     keys = 2 * sizes.heads * sizes.c_hidden + 3 * sizes.heads * points
+    update = max(2 * z if s.itemsize < WIDE else z, z + 5 * logits)
+    if "invariant_point_attention" in s.kernels:  # logits; of the residue, by head: q twice, averages
+        own = m.c_z + 2 * sizes.c_hidden + 6 * sizes.query_points + sizes.c_hidden + 3 * sizes.value_points
+        update = logits + sizes.heads * own * WIDE
     layers = sizes.layers * (4 + 3 + 2 * 14 + 8 * 12 + 14 * 3)  # what it returns of each
     yield Cost(  # the pair in float32 and normalised; logits: distances, weights, and what makes them
         stage="invariant point attention", stack="structure", alive=("pair", "MSA"), rows=n,
-        update=max(2 * z if s.itemsize < WIDE else z, z + 5 * logits),
+        update=update,
         whole=n * (2 * keys + 3 * m.c_s + layers) * WIDE + n * m.c_s * s.itemsize,
         streams=((None, 0), ("pair", n * m.c_z * s.itemsize)), calls=sizes.layers,
         products=2.0 * n * n * sizes.heads * (2 * sizes.c_hidden + 3 * points + 2 * m.c_z),

@@ -20,6 +20,7 @@ MARGIN = 0.03  # of the budget that is left alone: what the allocator rounds and
 PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
 ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
+ENOUGH_ROWS = 1024  # of a kernel whose programs take a whole row each
 
 PAIR = frozenset({"pair", "template", "attention to templates"})
 EXTRA = frozenset({"extra MSA"})
@@ -240,7 +241,13 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
         rows = max(rows, min(rates.full, 120 + sizes.residues // 32))  # nearly full speed, in a third of U
     if stage == "outer product mean":  # 32 x 32 numbers of each element are made: work enough for fewer
         rows = -(-rows // 2)
+    if stage.replace(" ", "_") in sizes.kernels and stage == "invariant point attention":
+        rows = max(rows, ENOUGH_ROWS)
     if stage in ("MSA column attention", "global column attention"):
+        if (
+            stage.replace(" ", "_") in sizes.kernels
+        ):  # a program takes a whole row, which needs next to nothing
+            return max(sizes.residues, 1)
         depth = max(sizes.sequences if stage.startswith("MSA") else sizes.extra, 1)
         rows = -(-enough // depth)
     return max(min(rows, max(cost.rows for cost in same)), 1)

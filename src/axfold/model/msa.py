@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from axfold import ops
 from axfold.model.layers import GatedAttention, Residual, RowUpdate
-from axfold.ops.attention import MASKED
 
 
 class MSARowAttention(RowUpdate):
@@ -72,27 +71,18 @@ class MSAColumnGlobalAttention(RowUpdate):
 
     def __init__(self, c_m: int, c_head: int, heads: int):
         super().__init__()
-        self.heads, self.scale = heads, c_head**-0.5
         self.norm = nn.LayerNorm(c_m)
         self.q = nn.Linear(c_m, heads * c_head, bias=False)
         self.kv = nn.Linear(c_m, 2 * c_head, bias=False)
         self.gate = nn.Linear(c_m, heads * c_head)
         self.output = nn.Linear(heads * c_head, c_m)
-        self.residual = Residual()
 
     def update(
         self, m: Float[Tensor, "*b r s c_m"], mask: Float[Tensor, "*b r s"]
     ) -> Float[Tensor, "*b r s c_m"]:
-        x = self.norm(m)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        present = mask[..., None].to(wide)
-        mean = (x.to(wide) * present).sum(-2) / (present.sum(-2) + 1e-10)
-        q = self.q(mean.to(x.dtype)).unflatten(-1, (self.heads, -1)) * self.scale
-        k, v = self.kv(x).chunk(2, dim=-1)
-        logits = torch.einsum("...rhc,...rsc->...rhs", q, k).masked_fill(mask[..., None, :] == 0, MASKED)
-        weights = logits.softmax(-1, dtype=wide).to(v.dtype)
-        mixed = torch.einsum("...rhs,...rsc->...rhc", weights, v).flatten(-2)
-        return self.residual(m, self.output(self.gate(x).sigmoid() * mixed.unsqueeze(-2)))
+        layers = self.norm.weight, self.norm.bias, self.q.weight, self.kv.weight
+        after = self.gate.weight, self.gate.bias, self.output.weight, self.output.bias
+        return ops.global_column_attention(m, mask, *layers, *after)
 
     def forward(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from axfold import ops
 from axfold.config import StructureModule as Sizes
 from axfold.model.atoms import atom14_of_frames, atom37_of_atom14, frames_of_torsions
 from axfold.model.layers import RowUpdate
@@ -71,28 +71,17 @@ class InvariantPointAttention(RowUpdate):
         masks: Float[Tensor, "*b n"],
     ) -> Float[Tensor, "*b i c_s"]:
         sizes, frames = self.sizes, Rigid(rotation, translation)
-        z = norm_pair(z.to(norm_pair.weight.dtype))
         q = self.q(s).unflatten(-1, (sizes.heads, -1))
-        k, v = kv.chunk(2, dim=-1)
         q_points = self._points(self.q_points(s), frames, sizes.query_points)
+        k, v = kv.chunk(2, dim=-1)
         k_points, v_points = kv_points.split([sizes.query_points, sizes.value_points], dim=-2)
-
-        # w_L, and w_C with it: each of the three terms gives a third of the logits' variance
-        logits = torch.einsum("...ihc,...jhc->...hij", q * (3 * sizes.c_hidden) ** -0.5, k)
-        x, y = (points.movedim(-3, -4).flatten(-2) for points in (q_points, k_points))  # (*b, h, n, p 3)
-        squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        weight = F.softplus(self.point_weights) * (3 * sizes.query_points * 9 / 2) ** -0.5
-        logits = logits - 0.5 * weight[:, None, None] * squared
-        logits = logits + 3**-0.5 * self.bias(z).movedim(-1, -3)
-        logits = logits - 1e5 * (1 - mask.unsqueeze(-1) * masks.unsqueeze(-2)).unsqueeze(-3)
-        weights = logits.softmax(dim=-1)
-
-        values = torch.einsum("...hij,...jhc->...ihc", weights, v).flatten(-2)
-        points = torch.einsum("...hij,...jhpx->...ihpx", weights, v_points).flatten(-3, -2)
-        points = frames.invert(points)
+        layers = norm_pair.weight, norm_pair.bias, self.bias.weight, self.bias.bias
+        values, points, pairs = ops.invariant_point_attention(
+            q, k, v, q_points, k_points, v_points, self.point_weights, z, *layers, mask, masks
+        )
+        points = frames.invert(points.flatten(-3, -2))
         lengths = (points.square().sum(-1) + 1e-8).sqrt()
-        pairs = torch.einsum("...hij,...ijc->...ihc", weights, z).flatten(-2)
-        features = [values, *points.unbind(-1), lengths, pairs]
+        features = [values.flatten(-2), *points.unbind(-1), lengths, pairs.flatten(-2)]
         return s + self.output(torch.cat(features, dim=-1))
 
     def forward(

@@ -3,9 +3,11 @@
 from importlib.util import find_spec
 
 from axfold.ops.attention import gated_attention
+from axfold.ops.column import global_column_attention
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
 from axfold.ops.outer import outer_product_mean
+from axfold.ops.point_attention import invariant_point_attention
 from axfold.ops.residual import add
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
@@ -18,6 +20,8 @@ __all__ = [
     "Op",
     "add",
     "gated_attention",
+    "global_column_attention",
+    "invariant_point_attention",
     "normed_linear",
     "outer_product_mean",
     "transition",

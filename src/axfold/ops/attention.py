@@ -11,7 +11,7 @@ MASKED = -1e9
 """Logit of a masked key. Finite, so that a row whose keys are all masked averages them (as AlphaFold's does)."""
 
 
-def _masked(dtype: torch.dtype) -> float:
+def masked_logit(dtype: torch.dtype) -> float:
     """MASKED; in float16, which can't hold it, half of the least number, so that with a bias it stays finite.
 
     Where it is added to logits of float16 a row without keys does not quite average them.
@@ -36,7 +36,7 @@ def gated_attention(
     logits = torch.einsum("...rqhc,...rkhc->...rhqk", q * q.shape[-1] ** -0.5, k)
     if bias is not None:
         logits = logits + bias.unsqueeze(-4)
-    logits = logits.masked_fill(mask[..., None, None, :] == 0, _masked(logits.dtype))
+    logits = logits.masked_fill(mask[..., None, None, :] == 0, masked_logit(logits.dtype))
     wide = torch.promote_types(logits.dtype, torch.float32)
     weights = logits.softmax(dim=-1, dtype=wide).to(v.dtype)
     return (gate.sigmoid() * torch.einsum("...rhqk,...rkhc->...rqhc", weights, v)).flatten(-2)
@@ -67,7 +67,7 @@ def gated_attention_sdpa(
     if not any(mask.stride()):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=shared)
     else:
-        hidden = ((mask == 0).to(q.dtype) * _masked(q.dtype))[:, None, None, :]
+        hidden = ((mask == 0).to(q.dtype) * masked_logit(q.dtype))[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden if shared is None else shared)
         if shared is not None:  # once more for the rows that hide keys, with a bias for each: usually a few
             rows = (mask == 0).any(-1).nonzero().squeeze(-1)

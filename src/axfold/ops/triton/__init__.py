@@ -1,5 +1,5 @@
 """Triton backends of the operations; importing this registers them."""
 
-from axfold.ops.triton import attention, normed_linear, outer, transition, triangle
+from axfold.ops.triton import attention, column, normed_linear, outer, point_attention, transition, triangle
 
-__all__ = ["attention", "normed_linear", "outer", "transition", "triangle"]
+__all__ = ["attention", "column", "normed_linear", "outer", "point_attention", "transition", "triangle"]

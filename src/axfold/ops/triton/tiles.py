@@ -48,8 +48,16 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         "half": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((0, 256, Tile(32, 16, 4, 1)),),
     },
+    "invariant_point_attention": {
+        "half": ((0, 256, Tile(64, 0, 4, 2)),),
+        "float32": ((0, 256, Tile(32, 0, 4, 1)),),
+    },
+    "global_column_attention": {
+        "half": ((0, 256, Tile(64, 0, 4, 3)),),
+        "float32": ((0, 256, Tile(32, 0, 4, 1)),),
+    },
 }
-"""float32 is for the interpreter alone: GPUs leave it to PyTorch."""
+"""float32 is for the interpreter alone, but in invariant point attention: GPUs leave it to PyTorch."""
 
 
 def precision(dtype: torch.dtype) -> str:

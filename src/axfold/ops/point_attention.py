@@ -1,0 +1,52 @@
+"""Invariant point attention between its projections and its output: Algorithm 22, lines 7 to 11."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from axfold.ops.op import Op
+
+
+@Op
+def invariant_point_attention(
+    q: Float[Tensor, "*b i h c"],
+    k: Float[Tensor, "*b n h c"],
+    v: Float[Tensor, "*b n h c"],
+    q_points: Float[Tensor, "*b i h p 3"],
+    k_points: Float[Tensor, "*b n h p 3"],
+    v_points: Float[Tensor, "*b n h p_v 3"],
+    point_weights: Float[Tensor, " h"],
+    z: Float[Tensor, "*b i n c_z"],
+    norm_weight: Float[Tensor, " c_z"],
+    norm_bias: Float[Tensor, " c_z"],
+    bias_weight: Float[Tensor, "h c_z"],
+    bias_bias: Float[Tensor, " h"],
+    mask: Float[Tensor, "*b i"],
+    masks: Float[Tensor, "*b n"],
+) -> tuple[Float[Tensor, "*b i h c"], Float[Tensor, "*b i h p_v 3"], Float[Tensor, "*b i h c_z"]]:
+    """Averages of the values, of their points and of the normalised pairs, for each residue i and head.
+
+    The weights are a softmax over the residues n of w_L (c^-1/2 q k + bias(norm(z)) - w_C |q_points - k_points|²),
+    where softplus(point_weights) is w_C but for its constant. All points are in the global frame. z may have a narrower
+    type than the others, which then are what it is normalised in. `mask` and `masks` are 0 where there is no residue.
+    """
+    z = F.layer_norm(z.to(norm_weight.dtype), norm_weight.shape, norm_weight, norm_bias)
+    # w_L, and w_C with it: each of the three terms gives a third of the logits' variance
+    logits = torch.einsum("...ihc,...jhc->...hij", q * (3 * q.shape[-1]) ** -0.5, k)
+    x, y = (points.movedim(-3, -4).flatten(-2) for points in (q_points, k_points))  # (*b, h, n, p 3)
+    squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    weight = scale_of_points(point_weights, q_points.shape[-2])
+    logits = logits - 0.5 * weight[:, None, None] * squared
+    logits = logits + 3**-0.5 * F.linear(z, bias_weight, bias_bias).movedim(-1, -3)
+    logits = logits - 1e5 * (1 - mask.unsqueeze(-1) * masks.unsqueeze(-2)).unsqueeze(-3)
+    weights = logits.softmax(dim=-1)
+    values = torch.einsum("...hij,...jhc->...ihc", weights, v)
+    points = torch.einsum("...hij,...jhpx->...ihpx", weights, v_points)
+    pairs = torch.einsum("...hij,...ijc->...ihc", weights, z)
+    return values, points, pairs
+
+
+def scale_of_points(point_weights: Float[Tensor, " h"], points: int) -> Float[Tensor, " h"]:
+    """What half of the squared distances is multiplied with: line 7."""
+    return F.softplus(point_weights) * (3 * points * 9 / 2) ** -0.5
