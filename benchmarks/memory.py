@@ -69,7 +69,7 @@ representation, the context that all rows share, and the workspace of one block 
 | triangle attention | bias, 4/128 U | input, q, k, v, gate, result |
 | MSA row attention | bias, 8/128 U | the same |
 | transition | none | input, four times as wide hidden layer |
-| outer product mean | a projection of the MSA, half an extra MSA | 32 x 32 products of each pair of residues, twice |
+| outer product mean | a projection of the MSA, 128 MiB of it at once | 32 x 32 products of each pair of residues |
 | invariant point attention | keys and points, O(N) | the pair in float32, logits of 12 heads |
 
 `axfold plan` adds these up (`src/axfold/memory/costs.py` has a line for each) and chooses blocks and one of the tiers:

@@ -239,7 +239,8 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
     rows = -(-enough // sizes.residues)
     if stage == "triangle multiplication":
         rows = max(rows, min(rates.full, 120 + sizes.residues // 32))  # nearly full speed, in a third of U
-    if stage == "outer product mean":  # 32 x 32 numbers of each element are made: work enough for fewer
+    # 32 x 32 numbers of each element are made, twice without the kernel: work enough for fewer
+    if stage == "outer product mean" and "outer_product_mean" not in sizes.kernels:
         rows = -(-rows // 2)
     if stage.replace(" ", "_") in sizes.kernels and stage == "invariant point attention":
         rows = max(rows, ENOUGH_ROWS)
