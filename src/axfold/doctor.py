@@ -166,8 +166,8 @@ def _kernel(op: Any, backend: str, device: torch.device) -> Finding:
     inputs = [x.float() for x in exact]
     try:
         with torch.inference_mode():
-            wanted = op(*(x.clone() for x in exact), backend="reference")
-            found = op(*inputs, backend=backend)
+            wanted = _together(op(*(x.clone() for x in exact), backend="reference"))
+            found = _together(op(*inputs, backend=backend))
         error = float((found - wanted).norm() / wanted.norm())
     except BackendError as failure:
         return Finding(subject=subject, state="absent", detail=str(failure), needed=needed)
@@ -184,6 +184,14 @@ def _kernel(op: Any, backend: str, device: torch.device) -> Finding:
     )
 
 
+def _together(results: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The numbers of an op's result, or of its several results, in one tensor."""
+    import torch
+
+    several = results if isinstance(results, tuple) else (results,)
+    return torch.cat([x.flatten() for x in several])
+
+
 _REPORT = (
     "A kernel computes wrong numbers or fails here: update PyTorch, and report it with what doctor says."
 )
@@ -194,6 +202,31 @@ def _attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
 
     q, k, v, gate = torch.randn(4, 3, 7, 2, 8, generator=generator)
     return q, k, v, gate, torch.ones(3, 7), torch.randn(2, 7, 7, generator=generator)
+
+
+def _point_attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
+    """5 residues, 2 heads of 16 channels, 4 points asked for and 8 given."""
+    import torch
+
+    residues = (5, 2, 16), (5, 2, 16), (5, 2, 16), (5, 2, 4, 3), (5, 2, 4, 3), (5, 2, 8, 3)
+    shapes = *residues, (2,), (5, 5, 16), (16,), (16,), (2, 16), (2,)
+    return *(torch.randn(shape, generator=generator) for shape in shapes), torch.ones(5), torch.ones(5)
+
+
+def _column_attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
+    import torch
+
+    shapes = (16,), (16,), (16, 16), (16, 16), (16, 16), (16,), (16, 16), (16,)
+    m = torch.randn(3, 5, 16, generator=generator)
+    return m, torch.ones(3, 5), *(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _outer_product_mean(generator: torch.Generator) -> Iterable[torch.Tensor]:
+    import torch
+
+    shapes = (2, 5, 16), (2, 3, 8), (3, 5, 8), (2, 5), (16, 64), (16,)
+    z, a, b, count, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return z, a, b, count.square() + 1, weight, bias
 
 
 def _residual(generator: torch.Generator) -> Iterable[torch.Tensor]:
@@ -213,6 +246,9 @@ def _normals(*shapes: tuple[int, ...]) -> Callable[[torch.Generator], Iterable[t
 
 EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "gated_attention": _attention,
+    "global_column_attention": _column_attention,
+    "invariant_point_attention": _point_attention,
+    "outer_product_mean": _outer_product_mean,
     "add": _residual,
     "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
     "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
