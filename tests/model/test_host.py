@@ -150,7 +150,7 @@ PLACES = [  # a module, or one of its methods
     "trunk.evoformer.blocks.0.pair",
     "trunk.extra_stack.blocks.0.outer_product_mean",
     "trunk.template_pair.embed.blocks.0.multiplication_incoming.update",
-    "structure.attention.bias",
+    "structure.attention.update",
 ]
 
 
