@@ -90,6 +90,19 @@ def test_kernel_a_row_without_keys_averages_them():
 
 
 @kernel
+@pytest.mark.parametrize("shift", [-3e3, -200.0, 200.0, 3e3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_extreme_logits(shift, dtype):
+    """Their exponentials are no numbers as they are: those of some queries, and of one head alone."""
+    q, k, v, gate, mask, bias = PLAIN.inputs(dtype, DEVICE)
+    bias = bias.clone()
+    bias[1, 3:30] += shift
+    expected = ops.gated_attention(*as_float64((q, k, v, gate, mask, bias)), backend="reference")
+    found = ops.gated_attention(q, k, v, gate, mask, bias, backend="triton")
+    assert error(found, expected) < (1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@kernel
 def test_kernel_what_is_masked_or_beyond_the_end_does_not_matter():
     case = replace(PLAIN, rows=2)
     q, k, v, gate, mask, bias = case.inputs(torch.float32, DEVICE)
