@@ -29,9 +29,9 @@ def error(found, exact):
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-def assert_rounds_like_the_reference(case, dtype, rows=range(3)):
+def assert_rounds_like_the_reference(case, dtype, rows=range(3), backend="triton"):
     arguments = case.inputs(dtype, DEVICE)
-    found = ops.gated_attention(*arguments, backend="triton")[list(rows)]
+    found = ops.gated_attention(*arguments, backend=backend)[list(rows)]
     some = case.some(arguments, rows)
     exact = ops.gated_attention(*as_float64(some), backend="reference")
     if dtype == torch.float16:  # which has no -1e9: what bfloat16 may lose bounds it

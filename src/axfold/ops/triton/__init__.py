@@ -1,5 +1,12 @@
 """Triton backends of the operations; importing this registers them."""
 
+from contextlib import suppress
+
 from axfold.ops.triton import attention, column, normed_linear, outer, point_attention, transition, triangle
+
+with suppress(
+    ImportError, AttributeError
+):  # Gluon is young: another release of Triton may name things otherwise
+    from axfold.ops.triton import attention_hopper  # noqa: F401
 
 __all__ = ["attention", "column", "normed_linear", "outer", "point_attention", "transition", "triangle"]

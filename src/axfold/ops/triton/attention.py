@@ -132,7 +132,7 @@ def _over_keys(
             x = tl.load(bias_from)
             if x.dtype == tl.int32:  # two bfloat16
                 x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
-            logits += _in_rows(x, QUERIES, KEYS, WARPS, BITS) * LOG2_E
+            logits += _in_rows(x, QUERIES, KEYS, WARPS, BITS).to(tl.float32) * LOG2_E
         if LIMITED:
             logits = tl.minimum(logits, tl.load(limit_from)[None, :])
         if RUNNING:
