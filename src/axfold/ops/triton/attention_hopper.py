@@ -39,7 +39,7 @@ REGISTERS = gl.constexpr(112)  # of a thread that computes
 
 @gluon.jit
 def _place(tile, rows, q_blocks, HEADS: gl.constexpr):
-    """(first row, head, block of queries) of a tile; neighbours take the same bias for one pair of rows after the other."""
+    """(first row, head, block of queries) of a tile. Neighbours take the same bias for other rows."""
     group = GROUP * HEADS * q_blocks
     first = tile // group * GROUP
     within = tile - first * HEADS * q_blocks
@@ -102,8 +102,8 @@ def _attend(
 
     Weights are 2^logit as they are; where that was wrong, `wrong` says so (ops.triton.attention tells why).
     """
-    q_tiles, gate_tiles, _, _, _ = tiles_of
-    asked, answered, _, _ = barriers
+    q_tiles, gate_tiles = tiles_of[0], tiles_of[1]
+    asked, answered = barriers[0], barriers[1]
     rows, queries, keys, tiles = sizes
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     MIXED: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -152,8 +152,8 @@ def _add(
     LAST: gl.constexpr,
 ):  # fmt: skip
     """The sums with one more tile of keys, of which so many are `present`; others may be missing in the LAST alone."""
-    _, _, k_tiles, v_tiles, bias_tiles = tiles_of
-    _, _, full, empty = barriers
+    k_tiles, v_tiles, bias_tiles = tiles_of[2], tiles_of[3], tiles_of[4]
+    full, empty = barriers[2], barriers[3]
     stage = step % STAGES
     mbarrier.wait(full.index(stage), (step // STAGES) & 1)
     nothing = gl.zeros([QUERIES, KEYS], gl.float32, LOGITS)
