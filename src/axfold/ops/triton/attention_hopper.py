@@ -71,7 +71,10 @@ def _load(
                 to = slot * (ROWS * PARTS) + r * PARTS + part
                 tma.async_copy_global_to_shared(q, [at, head * C], asked.index(slot), q_tiles.index(to))
                 tma.async_copy_global_to_shared(gate, [at, head * C], asked.index(slot), gate_tiles.index(to))
-        for block_k in range(k_blocks):
+        for turn_k in range(k_blocks):
+            block_k = (
+                gl.where(turn_k == 0, k_blocks, turn_k) - 1
+            )  # the last first, some of whose keys may be missing
             stage = step % STAGES
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(
@@ -102,15 +105,17 @@ def _attend(
 
     Weights are 2^logit as they are; where that was wrong, `wrong` says so (ops.triton.attention tells why).
     """
-    q_tiles, gate_tiles = tiles_of[0], tiles_of[1]
-    asked, answered = barriers[0], barriers[1]
+    q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles = tiles_of
+    asked, answered, full, empty = barriers
     rows, queries, keys, tiles = sizes
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     MIXED: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, MIXED, 2)
     ROW: gl.constexpr = INDEX // PARTS
     PART: gl.constexpr = INDEX % PARTS
     q_blocks, k_blocks = gl.cdiv(queries, QUERIES * PARTS), gl.cdiv(keys, KEYS)
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, MIXED))
+    nothing = gl.zeros([QUERIES, KEYS], gl.float32, LOGITS)
     step = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         turn = (tile - gl.program_id(0)) // gl.num_programs(0)
@@ -121,17 +126,34 @@ def _attend(
         if WIDTH > C:  # what follows is another head's
             q = gl.where((channel < C)[None, :], q, 0.0)
         q = gl.convert_layout(q.to(gl.bfloat16), gl.DotOperandLayout(0, LOGITS, 2))
-        total = _sums(gl.zeros([QUERIES, KEYS], gl.float32, LOGITS))
         mixed = gl.zeros([QUERIES, WIDTH], gl.float32, MIXED)
-        for _ in range(k_blocks - 1):
-            total, mixed = _add(
-                q, tiles_of, barriers, step, KEYS, total, mixed, ROW, PART, BIASED, LOGITS, MIXED, False
-            )
+        # while the weights of one tile of keys are made, their product with the values before is under way
+        mbarrier.wait(full.index(step % STAGES), (step // STAGES) & 1)
+        k_tile = k_tiles.index(step % STAGES * ROWS + ROW).permute((1, 0))
+        logits = warpgroup_mma(q, k_tile, nothing, use_acc=False, is_async=True)
+        logits = warpgroup_mma_wait(0, deps=[logits])
+        logits = _plus(logits, bias_tiles, step % STAGES * PARTS + PART, BIASED, LOGITS)
+        key = (k_blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
+        weights = gl.exp2(gl.where((key < keys)[None, :], logits, float("-inf")))
+        total = _sums(weights)
+        for _ in range(1, k_blocks):
+            before = step % STAGES
+            weights = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
             step += 1
-        left = keys - (k_blocks - 1) * KEYS
-        total, mixed = _add(
-            q, tiles_of, barriers, step, left, total, mixed, ROW, PART, BIASED, LOGITS, MIXED, True
-        )
+            stage = step % STAGES
+            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+            k_tile = k_tiles.index(stage * ROWS + ROW).permute((1, 0))
+            logits = warpgroup_mma(q, k_tile, nothing, use_acc=False, is_async=True)
+            mixed = warpgroup_mma(weights, v_tiles.index(before * ROWS + ROW), mixed, is_async=True)
+            logits = warpgroup_mma_wait(1, deps=[logits])
+            weights = gl.exp2(_plus(logits, bias_tiles, stage * PARTS + PART, BIASED, LOGITS))
+            total += _sums(weights)
+            mixed = warpgroup_mma_wait(0, deps=[mixed])
+            mbarrier.arrive(empty.index(before), count=1)
+        weights = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
+        mixed = warpgroup_mma(weights, v_tiles.index(step % STAGES * ROWS + ROW), mixed, is_async=True)
+        mixed = warpgroup_mma_wait(0, deps=[mixed])
+        mbarrier.arrive(empty.index(step % STAGES), count=1)
         step += 1
         whole = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, MIXED))
         opened = sigmoid(gate_tiles.index(slot * (ROWS * PARTS) + INDEX).load(MIXED).to(gl.float32))
@@ -146,35 +168,12 @@ def _attend(
 
 
 @gluon.jit
-def _add(
-    q, tiles_of, barriers, step, present, total, mixed,
-    ROW: gl.constexpr, PART: gl.constexpr, BIASED: gl.constexpr, LOGITS: gl.constexpr, MIXED: gl.constexpr,
-    LAST: gl.constexpr,
-):  # fmt: skip
-    """The sums with one more tile of keys, of which so many are `present`; others may be missing in the LAST alone."""
-    k_tiles, v_tiles, bias_tiles = tiles_of[2], tiles_of[3], tiles_of[4]
-    full, empty = barriers[2], barriers[3]
-    stage = step % STAGES
-    mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-    nothing = gl.zeros([QUERIES, KEYS], gl.float32, LOGITS)
-    k_tile = k_tiles.index(stage * ROWS + ROW).permute((1, 0))
-    logits = warpgroup_mma(q, k_tile, nothing, use_acc=False, is_async=True)
+def _plus(logits, bias_tiles, at, BIASED: gl.constexpr, LOGITS: gl.constexpr):
+    """logits + log2(e) bias for a tile of keys."""
     if BIASED:
-        bias = bias_tiles.index(stage * PARTS + PART).load(LOGITS)
-    logits = warpgroup_mma_wait(0, deps=[logits])
-    if BIASED:
-        unit = gl.full([QUERIES, KEYS], LOG2_E, gl.float32, LOGITS)
-        logits = gl.fma(bias.to(gl.float32), unit, logits)
-    if LAST:
-        key = gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
-        logits = gl.where((key < present)[None, :], logits, float("-inf"))
-    weights = gl.exp2(logits)
-    total += _sums(weights)
-    weights = gl.convert_layout(weights.to(gl.bfloat16), gl.DotOperandLayout(0, MIXED, 2))
-    mixed = warpgroup_mma(weights, v_tiles.index(stage * ROWS + ROW), mixed, is_async=True)
-    mixed = warpgroup_mma_wait(0, deps=[mixed])
-    mbarrier.arrive(empty.index(stage), count=1)
-    return total, mixed
+        bias = bias_tiles.index(at).load(LOGITS).to(gl.float32)
+        logits = gl.fma(bias, gl.full([QUERIES, KEYS], LOG2_E, gl.float32, LOGITS), logits)
+    return logits
 
 
 @gluon.jit
@@ -224,9 +223,22 @@ def _kernel(
     )
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "keys", "position", "tiles", "by_head", "by_query"])
+@triton.jit(
+    do_not_specialize=[
+        "rows",
+        "queries",
+        "keys",
+        "at_q",
+        "at_k",
+        "at_v",
+        "at_gate",
+        "tiles",
+        "by_head",
+        "by_query",
+    ]
+)
 def _again(
-    q, k, v, gate, bias, wrong, out, rows, queries, keys, position, tiles, by_head, by_query,
+    q, k, v, gate, bias, wrong, out, rows, queries, keys, at_q, at_k, at_v, at_gate, tiles, by_head, by_query,
     H: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, BIASED: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """The tiles of `_kernel` that were wrong, with a maximum running along. There are next to none: most programs look
@@ -238,14 +250,14 @@ def _again(
             for i in range(first, tl.minimum(first + MANY, tiles * (ROWS * PARTS))):
                 if tl.load(wrong + i) > 0:
                     _one_again(
-                        q, k, v, gate, bias, out, i, rows, queries, keys, position, by_head, by_query,
+                        q, k, v, gate, bias, out, i, rows, queries, keys, at_q, at_k, at_v, at_gate, by_head, by_query,
                         H, C, WIDTH, BIASED,
                     )  # fmt: skip
 
 
 @triton.jit
 def _one_again(
-    q, k, v, gate, bias, out, i, rows, queries, keys, position, by_head, by_query,
+    q, k, v, gate, bias, out, i, rows, queries, keys, at_q, at_k, at_v, at_gate, by_head, by_query,
     H: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     q_blocks = tl.cdiv(queries, QUERIES * PARTS)
@@ -259,17 +271,19 @@ def _one_again(
     query = (within // members % q_blocks * PARTS + index % PARTS) * QUERIES + tl.arange(0, QUERIES)
     channel, key = tl.arange(0, WIDTH), tl.arange(0, KEYS)
     asked = (query < queries)[:, None] & (channel < C)[None, :]
-    q_at = (row.to(tl.int64) * queries + query)[:, None] * position + head * C + channel[None, :]
-    q_tile = tl.load(q + q_at, asked, 0.0).to(tl.float32)
+    within_row = head * C + channel[None, :]
+    place = (row.to(tl.int64) * queries + query)[:, None]
+    q_tile = tl.load(q + place * at_q + within_row, asked, 0.0).to(tl.float32)
     q_tile = (q_tile * (C**-0.5 * LOG2_E)).to(q.dtype.element_ty)
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
     for at in range(0, keys, KEYS):
         there = at + key < keys
-        k_at = (row.to(tl.int64) * keys + at + key)[:, None] * position + head * C + channel[None, :]
+        key_place = (row.to(tl.int64) * keys + at + key)[:, None]
         inside = there[:, None] & (channel < C)[None, :]
-        k_tile, v_tile = tl.load(k + k_at, inside, 0.0), tl.load(v + k_at, inside, 0.0)
+        k_tile = tl.load(k + key_place * at_k + within_row, inside, 0.0)
+        v_tile = tl.load(v + key_place * at_v + within_row, inside, 0.0)
         logits = tl.dot(q_tile, tl.trans(k_tile))
         if BIASED:
             b_at = head * by_head + query.to(tl.int64)[:, None] * by_query + at + key[None, :]
@@ -280,10 +294,9 @@ def _one_again(
         total = total * shrink + tl.sum(weights, 1)
         mixed = tl.dot(weights.to(v.dtype.element_ty), v_tile, mixed * shrink[:, None])
         highest = new
-    opened = sigmoid(tl.load(gate + q_at, asked, 0.0).to(tl.float32))
+    opened = sigmoid(tl.load(gate + place * at_gate + within_row, asked, 0.0).to(tl.float32))
     result = opened * (mixed / total[:, None])
-    at = (row.to(tl.int64) * queries + query)[:, None] * (H * C) + head * C + channel[None, :]
-    tl.store(out + at, result.to(out.dtype.element_ty), asked)
+    tl.store(out + place * (H * C) + within_row, result.to(out.dtype.element_ty), asked)
 
 
 LEAST_QUERIES = 384
@@ -310,8 +323,8 @@ def _why_not(
         return f"under {LEAST_QUERIES} queries others are as fast"
     if q.shape[-1] not in (8, 16, 32):
         return f"heads have {q.shape[-1]} channels, not 8, 16 or 32"
-    position = q.stride(1)
     for x in (q, k, v, gate):
+        position = x.stride(1)
         if x.stride()[1:] != (position, x.shape[-1], 1) or (
             len(x) > 1 and x.stride(0) != position * x.shape[1]
         ):
@@ -371,7 +384,7 @@ def gated_attention_hopper(
         rows,
         queries,
         keys,
-        q.stride(1),
+        *(x.stride(1) for x in (q, k, v, gate)),
         tiles,
         *((0, 0) if bias is None else bias.stride()[:2]),
         H=heads,
