@@ -40,6 +40,14 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         ),
         "float32": ((0, 256, Tile(32, 16, 4, 1)),),
     },
+    "linear_residual": {
+        "half": (
+            (90, 128, Tile(64, 128, 4, 2, resident=2)),
+            (90, 256, Tile(128, 64, 8, 2)),
+            (0, 256, Tile(64, 32, 4, 2)),
+        ),
+        "float32": ((0, 256, Tile(32, 16, 4, 1)),),
+    },
     "outer_product_mean": {
         "half": ((90, 128, Tile(128, 64, 4, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((0, 256, Tile(32, 32, 4, 1)),),
