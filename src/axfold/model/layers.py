@@ -28,6 +28,7 @@ class SharedDropout(nn.Module):
         shape[self.shared] = 1
         return nn.functional.dropout(x.new_ones(shape), self.rate)
 
+
 class RowUpdate(nn.Module):
     """An update that each row of a representation receives by itself, once a context shared by all is there.
 

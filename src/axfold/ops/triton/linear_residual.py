@@ -120,5 +120,6 @@ def linear_residual_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

@@ -12,6 +12,7 @@ class Tile:
 
     `positions` go at once, and `chunk` channels of a wide layer. `resident` programs a multiprocessor stay and keep
     the weights on chip for all their tiles; with 0 each program takes one tile and reads the weights from the cache.
+    A thread takes at most so many `registers`; with None the compiler decides.
     """
 
     positions: int
@@ -19,6 +20,7 @@ class Tile:
     warps: int
     stages: int
     resident: int = 0
+    registers: int | None = None
 
 
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
