@@ -250,6 +250,7 @@ EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "invariant_point_attention": _point_attention,
     "outer_product_mean": _outer_product_mean,
     "add": _residual,
+    "linear_residual": _normals((3, 7, 16), (3, 7, 32), (16, 32), (16,)),
     "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
     "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
     "triangle_operand": _normals((3, 7, 16), (3, 7), (16,), (16,), (32, 16), (32,)),

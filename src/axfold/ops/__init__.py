@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
+from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
 from axfold.ops.outer import outer_product_mean
@@ -22,6 +23,7 @@ __all__ = [
     "gated_attention",
     "global_column_attention",
     "invariant_point_attention",
+    "linear_residual",
     "normed_linear",
     "outer_product_mean",
     "transition",

@@ -2,11 +2,27 @@
 
 from contextlib import suppress
 
-from axfold.ops.triton import attention, column, normed_linear, outer, point_attention, transition, triangle
+from axfold.ops.triton import (
+    attention,
+    column,
+    linear_residual,
+    normed_linear,
+    outer,
+    point_attention,
+    transition,
+    triangle,
+)
 
-with suppress(
-    ImportError, AttributeError
-):  # Gluon is young: another release of Triton may name things otherwise
+with suppress(ImportError, AttributeError):  # Gluon is young: another release of Triton may name things otherwise
     from axfold.ops.triton import attention_hopper  # noqa: F401
 
-__all__ = ["attention", "column", "normed_linear", "outer", "point_attention", "transition", "triangle"]
+__all__ = [
+    "attention",
+    "column",
+    "linear_residual",
+    "normed_linear",
+    "outer",
+    "point_attention",
+    "transition",
+    "triangle",
+]

@@ -87,5 +87,6 @@ def normed_linear_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

@@ -12,6 +12,7 @@ class Tile:
 
     `positions` go at once, and `chunk` channels of a wide layer. `resident` programs a multiprocessor stay and keep
     the weights on chip for all their tiles; with 0 each program takes one tile and reads the weights from the cache.
+    A thread takes at most so many `registers`; with None the compiler decides.
     """
 
     positions: int
@@ -19,6 +20,7 @@ class Tile:
     warps: int
     stages: int
     resident: int = 0
+    registers: int | None = None
 
 
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
@@ -37,6 +39,14 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (90, 256, Tile(128, 32, 8, 3)),
             (0, 128, Tile(64, 32, 4, 2)),
             (0, 256, Tile(32, 32, 4, 2)),
+        ),
+        "float32": ((0, 256, Tile(32, 16, 4, 1)),),
+    },
+    "linear_residual": {
+        "half": (
+            (90, 128, Tile(64, 128, 4, 2, resident=2)),
+            (90, 256, Tile(128, 64, 8, 2)),
+            (0, 256, Tile(64, 32, 4, 2)),
         ),
         "float32": ((0, 256, Tile(32, 16, 4, 1)),),
     },

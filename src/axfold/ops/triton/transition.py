@@ -122,5 +122,6 @@ def transition_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

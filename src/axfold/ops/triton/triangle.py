@@ -40,6 +40,7 @@ def _operand_kernel(
     PRECISION: tl.constexpr,
 ):
     """out[c, i, n] = mask * (value W norm(z_in))_c * sigmoid((gate W norm(z_in))_c), and zeros for n >= positions."""
+    AHEAD: tl.constexpr = STAGES if RESIDENT else 1  # else a program has one tile
     channel = tl.arange(0, C_IN)
     chunk = tl.arange(0, CHUNK)
     scale = tl.load(norm_weight + channel).to(tl.float32)
@@ -51,7 +52,7 @@ def _operand_kernel(
     if RESIDENT:
         value_layer, gate_layer = tl.load(weight), tl.load(weight + C_OUT * C_IN)
         value_shift, gate_shift = tl.load(bias), tl.load(bias + C_OUT)
-    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
         source = z + row * z_row + (position.to(tl.int64) * z_position)[:, None] + channel[None, :]
@@ -118,6 +119,7 @@ def _update_kernel(
     PRECISION: tl.constexpr,
 ):
     """out_in = z_in + keep_in * sigmoid(gate W norm(z_in)) * (output W norm(product_:in)); out may be z."""
+    AHEAD: tl.constexpr = STAGES if RESIDENT else 1  # else a program has one tile
     channel = tl.arange(0, C_Z)
     inner = tl.arange(0, C)
     scale = tl.load(norm_weight + channel).to(tl.float32)
@@ -134,7 +136,7 @@ def _update_kernel(
     if RESIDENT:
         gate_layer, output_layer = tl.load(gate_weight), tl.load(output_weight)
         gate_shift, output_shift = tl.load(gate_bias), tl.load(output_bias)
-    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
         far = position.to(tl.int64)[:, None]
@@ -218,6 +220,7 @@ def triangle_operand_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(z.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out
 
@@ -282,5 +285,6 @@ def triangle_update_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(z.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out
