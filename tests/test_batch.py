@@ -295,6 +295,12 @@ def test_bf16_on_a_cpu_is_warned_of(run, capsys):
     assert "mostly slower than fp32" in capsys.readouterr().err
 
 
+def test_tf32_on_a_cpu_is_fp32(run, capsys, tmp_path):
+    assert len(run(precision="tf32", recycles=0).finished) == 2
+    assert "This device has no TF32: precision fp32 is used." in capsys.readouterr().err
+    assert len(run(precision="fp32", recycles=0).finished) == 0  # they are there: the same settings
+
+
 def test_nothing_stays_behind(run):
     logger = logging.getLogger("axfold")
     before = logger.level, list(logger.handlers)
