@@ -104,8 +104,9 @@ def passes(
     """The passes of Algorithm 2, as many as there are `samples`; each recycles the one before.
 
     A pass overwrites the pair of the one before: use that up before asking for the next, and let go of it.
-    float32 products are exact ones, but in the trunk of a network that was loaded with "tf32". Where the device's memory runs out, leaner() makes the network
-    need less or returns False; the pass under way is then done again. What it recycles is kept on the host for that.
+    float32 products are exact ones, but in the trunk of a network that was loaded with "tf32". Where the device's
+    memory runs out, leaner() makes the network need less or returns False; the pass under way is then done again. What
+    it recycles is kept on the host for that.
     """
     recycled = None
     for several in samples:

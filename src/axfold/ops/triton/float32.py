@@ -5,7 +5,6 @@ registers: so these take few channels at a time, reading the representation once
 again, from the cache, for each product. Sums over more channels than those are added in float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -158,7 +157,9 @@ def _operand_kernel(
     exists = position < positions
     source = z + row * z_row + position.to(tl.int64) * z_position
     if MASKED:
-        shown = tl.load(mask + row * mask_row + position.to(tl.int64) * mask_position, exists, 0.0).to(tl.float32)
+        shown = tl.load(mask + row * mask_row + position.to(tl.int64) * mask_position, exists, 0.0).to(
+            tl.float32
+        )
     else:
         shown = exists.to(tl.float32)
     mean, scale = _statistics(source, exists, 1, C_IN, DEPTH, BLOCK)

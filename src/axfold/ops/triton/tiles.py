@@ -26,7 +26,7 @@ class Tile:
 TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "triangle_operand": {
         "half": ((90, 128, Tile(64, 128, 4, 3, resident=2)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 8, 2))),
+        "float32": ((90, 256, Tile(64, 64, 4, 3)), (0, 256, Tile(64, 32, 8, 2))),
     },
     "triangle_update": {
         "half": ((90, 128, Tile(32, 128, 4, 3, resident=2)), (0, 256, Tile(32, 32, 4, 2))),
@@ -51,11 +51,15 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     },
     "outer_product_mean": {
         "half": ((90, 128, Tile(128, 64, 4, 3)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((0, 256, Tile(32, 32, 4, 1)),),
+        "float32": (
+            (90, 128, Tile(128, 32, 8, 3)),
+            (0, 128, Tile(64, 32, 8, 2)),
+            (0, 256, Tile(32, 32, 8, 2)),
+        ),
     },
     "normed_linear": {
         "half": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 64, 8, 2))),
+        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "invariant_point_attention": {
         "half": ((0, 256, Tile(64, 0, 4, 2)),),
@@ -63,7 +67,7 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     },
     "global_column_attention": {
         "half": ((0, 256, Tile(64, 0, 4, 3)),),
-        "float32": ((0, 256, Tile(32, 0, 4, 1)),),
+        "float32": ((0, 256, Tile(32, 0, 8, 2)),),
     },
 }
 """In float32 a program of `triangle_update` takes `chunk` channels of its sums at a time, and writes all at once."""
