@@ -39,8 +39,18 @@ class Tile:
 # precision -> (least compute capability, most channels of a head, tile); the first that fits is taken
 TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
     "half": ((90, 64, Tile(128, 64, 8, 3, registers=128)), (0, 64, Tile(64, 64, 4, 2))),
-    "tf32": ((90, 32, Tile(64, 64, 4, 2)), (0, 64, Tile(64, 32, 4, 2))),
-    "ieee": ((0, 32, Tile(64, 32, 4, 1)), (0, 64, Tile(64, 16, 4, 1))),
+    "tf32": (
+        (90, 32, Tile(128, 64, 8, 2)),
+        (90, 64, Tile(128, 32, 8, 2)),
+        (0, 32, Tile(64, 64, 4, 2)),
+        (0, 64, Tile(64, 32, 4, 2)),
+    ),
+    "ieee": (
+        (90, 32, Tile(128, 64, 8, 2)),
+        (90, 64, Tile(128, 32, 8, 2)),
+        (0, 32, Tile(64, 32, 4, 2)),
+        (0, 64, Tile(64, 16, 4, 2)),
+    ),
 }
 
 

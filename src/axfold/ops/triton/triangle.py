@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.triangle import triangle_operand, triangle_update
-from axfold.ops.triton import tiles
+from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import normalize, place, sigmoid, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -197,6 +197,8 @@ def triangle_operand_triton(
     c_out = len(weight) // 2
     width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
     out = z.new_empty(c_out, rows, width)
+    if z.dtype == torch.float32:
+        return float32.triangle_operand(z, mask, norm_weight, norm_bias, weight, bias, out, tile)
     tile = tile or tiles.tile("triangle_operand", z)
     _operand_kernel[(tiles.programs(tile, rows * triton.cdiv(width, tile.positions), z.device),)](
         z,
@@ -255,8 +257,12 @@ def triangle_update_triton(
     product = own.new_empty(len(own), rows, width)
     torch.bmm(own, others.mT, out=product[..., :positions])
     out = torch.empty_like(z) if torch.is_grad_enabled() else z
-    tile = tile or tiles.tile("triangle_update", z)
     kept = None if keep is None else keep.expand_as(z)
+    if z.dtype == torch.float32:
+        norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
+        layers = output_weight, output_bias, gate_weight, gate_bias
+        return float32.triangle_update(z, product, kept, *norms, *layers, out, tile)
+    tile = tile or tiles.tile("triangle_update", z)
     _update_kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), z.device),)](
         z,
         product,
