@@ -13,6 +13,7 @@ from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import Op
 from axfold.ops.outer import outer_product_mean
 from axfold.ops.point_attention import invariant_point_attention
+from axfold.ops.residual import add
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
 
@@ -115,7 +116,7 @@ class Call:
     arguments: Arguments
 
 
-def calls(dtype: torch.dtype) -> Iterator[Call]:
+def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
     """Every op with all the channels that the network gives it, where the trunk computes in `dtype`.
 
     The structure module computes in at least float32.
@@ -132,8 +133,13 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     def norm(c: int) -> tuple[Tensor, Tensor]:
         return x(c), x(c)
 
-    mask = x().expand(rows, n)
-    representations = ("pair", 128, 4, 32), ("MSA", 256, 8, 32), ("extra MSA", 64, 8, 8), ("template", 64, 4, 16)
+    mask = x(rows, n) if masked else x().expand(rows, n)
+    representations = (
+        ("pair", 128, 4, 32),
+        ("MSA", 256, 8, 32),
+        ("extra MSA", 64, 8, 8),
+        ("template", 64, 4, 16),
+    )
     for name, c, heads, c_head in representations:
         row, bias = x(rows, n, heads, c_head), x(heads, n, n)
         yield Call(gated_attention, name, (row, row, row, row, mask, bias))
@@ -143,18 +149,25 @@ def calls(dtype: torch.dtype) -> Iterator[Call]:
     yield Call(gated_attention, "MSA, columns", (row, row, row, row, mask, None))
     for name, c, heads in (("pair", 128, 4), ("pair, for the MSA", 128, 8), ("template", 64, 4)):
         yield Call(normed_linear, f"{name}, to bias", (x(rows, n, c), *norm(c), x(heads, c)))
+    yield Call(add, "pair", (x(rows, n, 128), x(rows, n, 128)))
     for name, c, factor in (("pair", 128, 4), ("MSA", 256, 4), ("extra MSA", 64, 4), ("template", 64, 2)):
-        layers = *linear(factor * c, c), *linear(c, factor * c)
-        yield Call(transition, name, (x(rows, n, c), *norm(c), *layers))
+        yield Call(
+            transition, name, (x(rows, n, c), *norm(c), *linear(factor * c, c), *linear(c, factor * c))
+        )
     for name, c in (("pair", 128), ("template", 64)):
         z, products = x(rows, n, c), (x(c, rows, n), x(c, n, n))
         yield Call(triangle_operand, name, (z, mask, *norm(c), *linear(2 * c, c)))
-        layers = *norm(c), *norm(c), *linear(c, c), *linear(c, c)
-        yield Call(triangle_update, name, (z, *products, *layers, None))
-    operands = x(rows, 5, 32), x(5, n, 32), x(dtype=wide).expand(rows, n)
+        norms, outputs = (*norm(c), *norm(c)), (*linear(c, c), *linear(c, c))
+        yield Call(triangle_update, name, (z, *products, *norms, *outputs, None))
+    operands = (
+        x(rows, 5, 32),
+        x(5, n, 32),
+        (x(rows, n, dtype=wide) if masked else x(dtype=wide).expand(rows, n)),
+    )
     yield Call(outer_product_mean, "pair", (x(rows, n, 128), *operands, *linear(128, 32 * 32)))
-    layers = *norm(64), x(64, 64), x(16, 64), *linear(64, 64), *linear(64, 64)
-    yield Call(global_column_attention, "extra MSA", (x(rows, n, 64), mask, *layers))
+    m, projections = x(rows, n, 64), (x(64, 64), x(16, 64))
+    layers = *linear(64, 64), *linear(64, 64)
+    yield Call(global_column_attention, "extra MSA", (m, mask, *norm(64), *projections, *layers))
 
     def wide_x(*shape: int) -> Tensor:
         return x(*shape, dtype=wide)

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from axfold.ops.op import Op
 
 ROUNDING = 4.0
-"""So many times the reference's own rounding may a kernel deviate from float64: tests allow 2 on larger arguments."""
+"""So many times the reference's own rounding may a kernel's results be wrong: tests allow 2 on larger arguments."""
 
 COMPILER = (
     "Install a C compiler such as gcc and Python's headers, with which Triton builds what starts its kernels."
@@ -58,13 +59,15 @@ class DeviceLost(AxfoldError):
 class Verdict:
     """What a check found.
 
-    deviation: from float64, in units of what the reference deviates in the same dtype (None: there is no result);
+    error: ||found - exact|| / ||exact||, exact being the reference in float64 (None: there is no result);
+    rounding: the same of the reference in the call's dtype;
     reason: why the backend is not to be used (None: it is); todo: what the user can do about it;
     lasts: whether it is so until a version changes, and not until a program is installed.
     """
 
     seconds: float
-    deviation: float | None = None
+    error: float | None = None
+    rounding: float | None = None
     reason: str | None = None
     todo: str = ""
     lasts: bool = True
@@ -140,10 +143,10 @@ class Health:
 
     def _learn(self, device: torch.device, name: str, verdict: Verdict) -> None:
         self._verdicts[device][name] = verdict
-        if verdict.lasts:
+        if verdict.lasts and device.type in self.devices:
             # another process may have added some
             _write(device, {**_read(device), **{n: v for n, v in self._verdicts[device].items() if v.lasts}})
-        if verdict.reason is not None and device.type == "cuda" and not _works(device):
+        if verdict.reason is not None and not _works(device):
             raise DeviceLost(
                 f"The kernel of {name.partition(',')[0]} has stopped {_device_name(device)} "
                 f"({verdict.reason}). Run the same command again: it goes on without this kernel."
@@ -168,40 +171,43 @@ def check(op: Op, backend: str, smalls: Smalls, device: torch.device) -> Verdict
     arguments = draw(smalls, device)
     exact = results("reference", [x if x is None else x.double() for x in arguments])
     rounded = results("reference", arguments)
-    deviation, reason, todo, lasts = None, None, "", True
+    error, rounding, reason, todo, lasts = None, None, None, "", True
     try:
         found = results(backend, arguments)
-        deviation = max(_deviation(*of_one) for of_one in zip(found, rounded, exact, strict=True))
-        if not deviation <= ROUNDING:
-            reason = f"it deviates {deviation:.3g} times as much as the reference"
+        errors = [_errors(*of_one) for of_one in zip(found, rounded, exact, strict=True)]
+        error, rounding, limit = max(errors, key=lambda each: each[0] / each[2])
+        if not error <= limit:
+            reason = f"its results are wrong by {error:.1e}, PyTorch's in this dtype by {rounding:.1e}"
             todo = UPDATE
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler or a driver raises
-        if "out of memory" in str(error):
-            raise torch.OutOfMemoryError(str(error)) from error
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        local = isinstance(error, OSError | ImportError | subprocess.SubprocessError)
+    except Exception as failure:  # whatever a compiler or a driver raises
+        if "out of memory" in str(failure):
+            raise torch.OutOfMemoryError(str(failure)) from failure
+        reason = " ".join(f"{type(failure).__name__}: {failure}".split())[:300]
+        local = isinstance(failure, OSError | ImportError | subprocess.SubprocessError)
         lasts = not (local or "C compiler" in reason)
         todo = UPDATE if lasts else COMPILER
-    return Verdict(time.perf_counter() - start, deviation, reason, todo, lasts)
+    return Verdict(time.perf_counter() - start, error, rounding, reason, todo, lasts)
 
 
-def _deviation(found: Tensor, rounded: Tensor, exact: Tensor) -> float:
-    """||found - exact|| / ||rounded - exact||, or infinity; the latter is at least what a last bit is worth.
+def _errors(found: Tensor, rounded: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    """Relative errors of what was found and of what rounding alone gives, and how large the former may be.
 
     What stands beyond the end of an axis of the reference's result has to be 0.
     """
+    single = rounded.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    bit = 2.0**-18 if single else 2.0**-12  # TF32 and float16 have 10 bits beside the sign and the exponent
+    size = exact.norm()
+    rounding = ((rounded - exact).norm() / size).item()
+    limit = ROUNDING * max(rounding, bit)
     inside = tuple(slice(n) for n in exact.shape)
     if found.dtype != rounded.dtype or found.dim() != exact.dim() or found[inside].shape != exact.shape:
-        return float("inf")
+        return math.inf, rounding, limit
     beyond = found.clone()
     beyond[inside] = 0
-    single = found.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    bit = 2.0**-18 if single else 2.0**-12  # TF32 and float16 have 10 bits beside the sign and the exponent
-    rounding = torch.clamp((rounded - exact).norm(), min=bit * exact.norm())
-    deviation = ((found[inside] - exact).norm() / rounding).item()
-    return deviation if deviation == deviation and not beyond.any().item() else float("inf")
+    error = ((found[inside] - exact).norm() / size).item()
+    return (math.inf if math.isnan(error) or beyond.any().item() else error), rounding, limit
 
 
 def capturing() -> bool:
@@ -279,13 +285,13 @@ def _read(device: torch.device) -> dict[str, Verdict]:
 
 
 def _verdict(
-    *, seconds: float, deviation: float | None, reason: str | None, todo: str, lasts: bool
+    *, seconds: float, error: float | None, rounding: float | None, reason: str | None, todo: str, lasts: bool
 ) -> Verdict:
     """One that was kept, if it has the types of one."""
-    numbers = isinstance(seconds, float) and isinstance(deviation, float | None)
+    numbers = isinstance(seconds, float) and all(isinstance(x, float | None) for x in (error, rounding))
     if not (numbers and isinstance(reason, str | None) and isinstance(todo, str) and lasts is True):
         raise ValueError("not a verdict")
-    return Verdict(seconds, deviation, reason, todo)
+    return Verdict(seconds, error, rounding, reason, todo)
 
 
 def _write(device: torch.device, verdicts: dict[str, Verdict]) -> None:

@@ -90,9 +90,9 @@ class Op:
     def backend_for(self, *args: Any) -> str:
         """Name of the backend that such a call takes; one that was never used is checked now."""
         for name in reversed(self.backends):
-            if self.backends[name][1](*args) is None:
-                if name not in self.checked or HEALTH.allows(self, name, args):
-                    return name
+            takes = self.backends[name][1](*args) is None
+            if takes and (name not in self.checked or HEALTH.allows(self, name, args)):
+                return name
         raise AssertionError("the reference takes every call")
 
     def why_not(self, backend: str, *args: Any) -> str | None:
