@@ -21,6 +21,7 @@ import pytest
         "point_attention",
         "column",
         "outer",
+        "health",
     ],
 )
 def test_kernels(name):

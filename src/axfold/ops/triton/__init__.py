@@ -13,7 +13,9 @@ from axfold.ops.triton import (
     triangle,
 )
 
-with suppress(ImportError, AttributeError):  # Gluon is young: another release of Triton may name things otherwise
+with suppress(
+    ImportError, AttributeError
+):  # Gluon is young: another release of Triton may name things otherwise
     from axfold.ops.triton import attention_hopper  # noqa: F401
 
 __all__ = [
