@@ -44,7 +44,7 @@ MAY_IMPORT = {
 
 RUN = (
     *("__init__", "__main__", "batch", "cli", "console", "doctor"),
-    *("forecast", "forward", "network", "planning", "predictor"),
+    *("forecast", "forward", "graphs", "network", "planning", "predictor"),
 )
 """Parts that run the others and may use all of them; nobody imports the command line."""
 

@@ -248,6 +248,7 @@ class _Batch:
                 device=self.request.device,
                 precision=self.request.precision,
                 memory_budget=self.request.memory_budget,
+                graphs=next((one.graphs for one in self._predictors.values()), None),
             )
         return self._predictors[model]
 

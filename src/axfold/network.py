@@ -73,7 +73,8 @@ def on_device(
 ) -> Iterator[list[Features]]:
     """What each pass reads: as many samples of the features as `ensembles`, taken when asked for.
 
-    On `device`, but for the features of the MSA's rows: those are large, and brought as they are embedded.
+    On `device`, but for the features of the MSA's rows: those are large, and brought as they are embedded. A mask of
+    residues that hides none is one number expanded, so that nobody has to ask the device.
     """
     places = {
         name: torch.device("cpu") if {"S", "E"} & set(feature.shape) else device
@@ -84,7 +85,9 @@ def on_device(
     while several := list(islice(each, ensembles)):
         yield [
             {
-                name: torch.tensor(sample[name], device=place)
+                name: torch.ones((), device=place).expand(sample[name].shape)
+                if name == "seq_mask" and (sample[name] == 1).all()
+                else torch.tensor(sample[name], device=place)
                 for name, place in places.items()
                 if name in sample
             }

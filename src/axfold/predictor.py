@@ -30,6 +30,7 @@ from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
 from axfold.forecast import line
+from axfold.graphs import Graphs
 from axfold.memory.host import Bus
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
@@ -99,6 +100,7 @@ class Predictor:
     device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"
     precision: of the trunk, "fp32", "bf16" or "auto", which is bf16 on CUDA devices that have it
     memory_budget: how much of the device's memory to use at most ("8GB"); None: what is free
+    graphs: of the device, shared by predictors that run one after the other; None: its own
 
     Raises InputError and WeightsError.
     """
@@ -111,6 +113,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         memory_budget: str | None = None,
+        graphs: Graphs | None = None,
     ):
         self.config = configured(model)
         self.source = source.find(model, None if params is None else str(params))
@@ -119,6 +122,7 @@ class Predictor:
         self.memory_budget = memory_budget
         planning.find_memory(self.device, memory_budget)  # raises what is wrong with the budget
         self.bus = Bus(self.device)
+        self.graphs = graphs or Graphs(self.device)
         self.network = network.load_network(self.config, self.source, self.device, self.precision)
 
     def predict(
@@ -181,7 +185,7 @@ class Predictor:
 
         memory = planning.find_memory(self.device, self.memory_budget)
         sizes = planning.sizes_of(first, config, self.network)
-        ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell)
+        ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell, self.graphs)
         tell(line(ladder.plan, memory.device_bytes))
         mask = torch.tensor(first["seq_mask"], device=self.device)
         changes: list[float] = []
