@@ -87,7 +87,7 @@ def measure(model: AlphaFold, config: Config, residues: int, rows: int, recycles
     for name, given in (("without", None), ("with", graphs)):
         ladder = planning.Ladder(model, sizes, memory, bus, row["said"].append, given)
         torch.cuda.reset_peak_memory_stats()
-        row[name] = {"graphs": "copies for CUDA graphs" in ladder.plan.parts}
+        row[name] = {"graphs": ladder.has_graphs()}
         if name == "without":
             list(passes(model, features, 1))  # builds the kernels
         each, found[name] = zip(*passes(model, features, recycles + 1), strict=True)

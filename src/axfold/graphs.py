@@ -27,6 +27,7 @@ from axfold.memory.rows import Rows
 from axfold.model.alphafold import AlphaFold
 
 MOST_RESIDUES = 768  # of a protein for which launches matter
+COPIES = "copies for CUDA graphs"
 KEPT = 64  # recordings: four for a shape
 ALIGNED = 512  # bytes, as PyTorch's allocator aligns tensors
 
@@ -34,14 +35,15 @@ ALIGNED = 512  # bytes, as PyTorch's allocator aligns tensors
 def with_graphs(plan: Plan, sizes: Sizes, budget_bytes: int) -> Plan | None:
     """The plan with what graphs hold beside it, where graphs are worth it and there is room; else None.
 
-    Recordings have a pool of memory of their own, at most what a pass takes, and copies of the representations.
+    Recordings have a pool of memory of their own, at most what a pass takes, and copies of the representations. What a
+    pass recycles is kept on the device too, in case that the memory runs out (`network.passes`).
     """
     if not sizes.on_gpu or plan.tier != "resident" or sizes.residues > MOST_RESIDUES:
         return None
-    held = bytes_held(sizes)
+    held = bytes_held(sizes) + sizes.residues**2 * sizes.model.c_z * sizes.itemsize
     if 2 * plan.peak_device_bytes + held > (1 - MARGIN) * budget_bytes:
         return None
-    return replace(plan, parts={**plan.parts, "copies for CUDA graphs": held})
+    return replace(plan, parts={**plan.parts, COPIES: held})
 
 
 def bytes_held(sizes: Sizes) -> int:

@@ -170,12 +170,17 @@ class Ladder:
         self.plan = choose(sizes, memory)
         apply(network, self.plan, bus)
         with_them = graphs and with_graphs(self.plan, sizes, memory.device_bytes)
+        self._has_graphs = with_them is not None
         if graphs is not None and with_them:
             self.plan = with_them
             graphs.say = say
             graphs.apply(network, bytes_held(sizes))
         else:
             self._without_graphs()
+
+    def has_graphs(self) -> bool:
+        """Whether graphs are used, for which there is twice the memory of a pass."""
+        return self._has_graphs
 
     def leaner(self) -> bool:
         """The memory ran out: take the next leaner plan and say so. False where there is none."""
@@ -194,6 +199,7 @@ class Ladder:
         return True
 
     def _without_graphs(self) -> None:
+        self._has_graphs = False
         if self._graphs is not None:
             self._graphs.remove(self._network)
             self._graphs.clear()

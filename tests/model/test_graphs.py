@@ -264,7 +264,8 @@ def test_graphs_are_for_small_proteins_with_room():
         return with_graphs(plan(sizes, 80 << 30), sizes, budget), plan(sizes, 80 << 30), sizes
 
     found, without, sizes = asked(256, 80 << 30)
-    assert found.peak_device_bytes == without.peak_device_bytes + bytes_held(sizes)
+    kept = 256 * 256 * 128 * 2  # what a pass recycles
+    assert found.peak_device_bytes == without.peak_device_bytes + bytes_held(sizes) + kept
     assert asked(256, int(2.2 * found.peak_device_bytes))[0] is not None
     assert asked(256, int(1.5 * found.peak_device_bytes))[0] is None
     assert asked(2048, 80 << 30)[0] is None

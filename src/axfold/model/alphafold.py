@@ -157,11 +157,13 @@ class AlphaFold(nn.Module):
         structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
         return Pass(msa, first, single, pair, structure)
 
-    def snapshot(self, recycled: Recycled) -> Recycled:
-        """A copy in the host's memory, which a pass leaves as it is."""
+    def snapshot(self, recycled: Recycled, device: str | None = "cpu") -> Recycled:
+        """A copy in the host's memory, or where it is now (None), which a pass leaves as it is."""
         pair = self.rows.whole(recycled.pair)
-        pair = pair.to("cpu", copy=pair.data_ptr() == recycled.pair.data_ptr())
-        first, positions = (x.to("cpu", copy=True) for x in (recycled.msa_first_row, recycled.positions))
+        pair = pair.to(device or pair.device, copy=pair.data_ptr() == recycled.pair.data_ptr())
+        first, positions = (
+            x.to(device or x.device, copy=True) for x in (recycled.msa_first_row, recycled.positions)
+        )
         return Recycled(first, pair, positions)
 
     def placed(self, recycled: Recycled) -> Recycled:
