@@ -7,6 +7,7 @@ that fails stops no other, and what is on disk is not done again.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 import traceback
@@ -153,6 +154,7 @@ class _Batch:
         self.stage = "start"
         self._predictors: dict[str, Predictor] = {}
         self._profiles: dict[str, object] = {}
+        self._fitting: dict[str, list[tuple[int, int, int]]] = {}  # residues, rows and templates that fit
         self._finished: list[Finished] = []
         self._failures: list[Failure] = []
         self._writers: Writers | None = None  # None: this process writes
@@ -353,10 +355,15 @@ class _Batch:
         """Refuse a protein for which no plan has the memory before its model is loaded. Raises DoesNotFit."""
         from axfold import network, planning
 
+        rows = sum(len(alignment.sequences) for alignment in query.alignments)
+        size = len(query.sequence), rows, len(query.templates)
+        if any(all(map(operator.le, size, other)) for other in self._fitting.get(config.name, ())):
+            return  # it is nowhere larger than one that fits, and planning takes longer than a block of the network
         device = network.find_device(self.request.device)
         precision = network.find_precision(self.request.precision, device)
         memory = planning.find_memory(device, self.request.memory_budget)
         planning.choose(planning.sizes_before(query, config, precision, device), memory)
+        self._fitting.setdefault(config.name, []).append(size)
 
     @contextmanager
     def _profiled(self, predictor: Predictor, name: str) -> Iterator[None]:
