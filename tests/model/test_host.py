@@ -72,7 +72,7 @@ def test_ensembles():
 
 
 @pytest.mark.parametrize(
-    ("handovers", "kept", "crossings"), [(frozenset(), 0, 11), (EVERY, 0, 6), (EVERY, 6, 3), (EVERY, 12, 0)]
+    ("handovers", "kept", "crossings"), [(frozenset(), 0, 11), (EVERY, 0, 5), (EVERY, 6, 2.5), (EVERY, 12, 0)]
 )
 def test_what_crosses_the_bus(handovers, kept, crossings):
     """In and out in a block of the Evoformer, in pair representations."""

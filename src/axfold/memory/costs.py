@@ -23,9 +23,7 @@ KERNELS = frozenset(
         *("transition", "triangle_operand", "triangle_update", "outer_product_mean"),
     }
 )
-FLOAT32_KERNELS = frozenset(
-    {"gated_attention", "invariant_point_attention"}
-)  # the others leave float32 to PyTorch
+FLOAT32_KERNELS = KERNELS
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE
@@ -77,7 +75,7 @@ class Cost:
     streams, sources: (representation, bytes of a row) of `update`'s and `prepare`'s operands; None is on the device
     idle: may the MSA representation rest meanwhile?
     follows: the stages whose updates of its first source come right before its context is made, each before as many
-        of its calls
+        of its calls; or, if it has no context and acts by element, before its own update
     calls: in a pass; products, attention: floating-point operations of all rows in one call, outside and inside
     of attention
     """
@@ -281,10 +279,10 @@ def _pair_block(
     n, b = s.residues, s.itemsize
     z, h, a = n * c * b, n * sizes.c_multiplication * b, n * sizes.heads * sizes.c_attention * b
     bias = sizes.heads * n * n * b
-    before_multiplication, before_attention = (
-        ("triangle attention", "template embedding")
+    before_multiplication, before_attention, before_transition = (
+        ("triangle attention", "template embedding", "triangle multiplication")
         if pair == "template"
-        else ("outer product mean", "triangle multiplication")
+        else ("outer product mean", "triangle multiplication", "triangle attention")
     )
     # normalised input and both halves of the projection; or these and one gated
     operand, made = max(z + 2 * h, 2 * z, 3 * h), h
@@ -311,7 +309,8 @@ def _pair_block(
     yield Cost(  # normalised input, the hidden layer
         stage="transition", stack=stack, alive=alive, rows=n,
         update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * z,
-        streams=((pair, z),), idle=idle, calls=calls, products=4.0 * n * n * c * c * sizes.transition_factor,
+        streams=((pair, z),), follows=(before_transition,), idle=idle, calls=calls,
+        products=4.0 * n * n * c * c * sizes.transition_factor,
     )  # fmt: skip
 
 
