@@ -120,7 +120,8 @@ def representations(s: Sizes) -> dict[str, int]:
     }
     if s.templates and m.templates:
         made["template"] = n * n * m.templates.c_t * b
-        made["attention to templates"] = n * n * m.templates.heads * (2 + m.templates.c_attention) * WIDE
+        if s.templates > 1:  # a single one needs none
+            made["attention to templates"] = n * n * m.templates.heads * (2 + m.templates.c_attention) * WIDE
     return made
 
 
@@ -165,7 +166,7 @@ def _templates(s: Sizes, t: Templates) -> Iterator[Cost]:
     n, b, c_z = s.residues, s.itemsize, s.model.c_z
     z, row, width = n * c_z * b, n * t.c_t * b, t.heads * t.c_attention
     seen = n * t.heads * (2 + t.c_attention) * WIDE
-    alive = "pair", "attention to templates", "template"
+    alive = ("pair", *(("attention to templates",) if s.templates > 1 else ()), "template")
     channels = t.bins + 1 + 2 * 22 + 3 + 1
     yield Cost(  # features side by side, the same masked; bins, and four float32 numbers
         stage="template embedding", stack="templates", alive=alive, rows=n, calls=s.templates,
@@ -173,6 +174,12 @@ def _templates(s: Sizes, t: Templates) -> Iterator[Cost]:
         products=2.0 * n * n * channels * t.c_t,
     )  # fmt: skip
     yield from _pair_block(s, "templates", t.c_t, t.pair, alive, "template", t.blocks * s.templates)
+    if s.templates == 1:  # the update, times its mask, their sum
+        yield Cost(
+            stage="template attention", stack="templates", alive=alive, rows=n, update=3 * z,
+            streams=(("pair", z), ("template", row)), products=2.0 * n * n * width * (c_z + t.c_t),
+        )  # fmt: skip
+        return
     yield Cost(  # q, k, v; in float32 the values so far, the new ones, their sum, and seven numbers a head
         stage="template attention", stack="templates", alive=alive, rows=n, calls=s.templates,
         update=max(n * (3 * width * b + 3 * width * WIDE + 7 * t.heads * WIDE), 3 * z),

@@ -450,7 +450,9 @@ def _made(
         host_parts=host_parts,
         peaks=by_stage,
         seconds=sizes.ensembles
-        * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers, lent) for cost in stages),
+        * sum(
+            _seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers, lent) for cost in stages
+        ),
         kept=kept,
         handovers=handovers,
         context_bytes=_context_bytes(setup),
@@ -458,9 +460,7 @@ def _made(
     )
 
 
-def _lent(
-    sizes: Sizes, setup: Setup, peaks: list[tuple[dict[str, int], Cost]], kept: int
-) -> int:
+def _lent(sizes: Sizes, setup: Setup, peaks: list[tuple[dict[str, int], Cost]], kept: int) -> int:
     """Rows of the pair for which there is room while it is read again and again, without a higher peak."""
     if "pair" not in setup.host:
         return 0
