@@ -102,7 +102,13 @@ def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
 TINY = {  # in place of settings that fill a GPU
     "short": {"residues": 24, "precision": "fp32", "gib": 1.0, "units": 0.001},
     "longest": {"residues": None, "precision": "fp32", "budget": "8 apples"},  # an error loses no other
-    "short-offload": {"residues": 24, "precision": "fp32", "tier": "offload", "against": "short", "times": 1e3},
+    "short-offload": {
+        "residues": 24,
+        "precision": "fp32",
+        "tier": "offload",
+        "against": "short",
+        "times": 1e3,
+    },
 }
 
 
