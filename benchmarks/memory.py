@@ -4,6 +4,7 @@
     python benchmarks/memory.py --device cuda --lengths 256 1200 2048 3072 4096 \\
         --tiers resident lean offload --precision bf16 fp32
     python benchmarks/memory.py --device cuda --lengths 10000 --tiers resident offload --precision bf16 --blocks 1
+    python benchmarks/memory.py --device cuda --targets               # what is promised (targets.py); names choose some
     python benchmarks/memory.py --device cuda --picture 1200:fp32 3072:bf16   # what is alive when
     python benchmarks/memory.py --report                              # the page alone, from the results
 
@@ -16,6 +17,7 @@ import gc
 import json
 import os
 import resource
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -32,10 +34,11 @@ from axfold.memory.budget import parse_bytes
 from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.memory.meter import Meter
-from axfold.memory.plan import TIERS, DoesNotFit, plan
+from axfold.memory.plan import TIERS, DoesNotFit, max_length, plan
 from axfold.model.alphafold import AlphaFold
 from machine import commit, device_name, file_name, write
 from report import table
+from targets import TARGETS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "memory"
@@ -137,14 +140,22 @@ def whole_pass(stages: Mapping[str, Any], config: Config, network: AlphaFold) ->
 
 
 def measure(
-    n: int, tier: str, precision: str, config: Config, args: argparse.Namespace, tensors: bool = False
+    n: int, tier: str | None, precision: str, config: Config, args: argparse.Namespace, tensors: bool = False
 ) -> dict[str, Any]:
     """One setting: its plan, and what it took; or the error that ended it."""
     device, dtype = torch.device(args.device), DTYPES[precision]
     on_gpu = device.type == "cuda"
     sizes: Sizes = sizes_for(config, n, precision, templates=args.templates, on_gpu=on_gpu)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
-    row: dict[str, Any] = {"residues": n, "tier": tier, "precision": precision, "blocks": args.blocks}
+    row: dict[str, Any] = {
+        "residues": n,
+        "tier": tier,
+        "precision": precision,
+        "blocks": args.blocks,
+        "model": config.name,
+        "templates": args.templates,
+        "budget": args.budget,
+    }
     network = build(config, args.blocks, dtype, device)
     held = sum(p.nbytes for p in network.parameters())
     ballast = torch.empty(max(sizes.weights - held, 0), dtype=torch.uint8, device=device)
@@ -155,10 +166,19 @@ def measure(
     else:
         budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        chosen = plan(sizes, budget, tier=tier, device=name, cores=torch.get_num_threads(), kept=args.kept)
+        chosen = plan(
+            sizes,
+            budget,
+            tier=tier,
+            device=name,
+            cores=torch.get_num_threads(),
+            kept=args.kept,
+            full=args.full,
+        )
     except DoesNotFit as error:
         return row | {"error": str(error)}
     row |= {
+        "tier": tier or chosen.tier,
         "predicted_bytes": chosen.peak_device_bytes,
         "predicted_seconds": chosen.seconds,
         "predicted_host_bytes": chosen.peak_host_bytes,
@@ -167,6 +187,7 @@ def measure(
         "on_host": sorted(chosen.host),
         "rests": chosen.rest,
         "kept_rows": chosen.kept,
+        "lent_rows": chosen.lent,
         "handovers": sorted(chosen.handovers),
         "pair_bytes": n * n * config.model.c_z * dtype.itemsize,
         "beside_bytes": sum(
@@ -210,6 +231,30 @@ def measure(
         call["peak_bytes"] += 0 if on_gpu else ballast.nbytes
         row.setdefault("sequence", []).append(call)
     return row
+
+
+def target(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The row of a target. What ends it is its error, so that those after it are measured all the same."""
+    wanted = TARGETS[name]
+    overridden = {key: getattr(wanted, key) for key in ("blocks", "budget", "templates", "kept", "full")}
+    if args.device == "cpu":  # whose memory is not to be filled
+        overridden |= {"budget": None, "full": False}
+    settings = argparse.Namespace(**{**vars(args), **overridden})
+    config = with_rows(PRESETS[wanted.model], args)
+    n = wanted.residues
+    row: dict[str, Any] = {"tier": wanted.tier or "", "precision": wanted.precision, "residues": n or 0}
+    row |= {"blocks": wanted.blocks, "templates": wanted.templates, "budget": wanted.budget}
+    try:
+        if n is None:
+            sizes = sizes_for(config, 1, wanted.precision, templates=wanted.templates)
+            n = max_length(sizes, parse_bytes(wanted.budget or "", "the budget"), tier=wanted.tier)
+            n = row["residues"] = n // 16 * 16  # whose rows are aligned
+        row |= measure(n, wanted.tier, wanted.precision, config, settings)
+    except Exception as error:
+        traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)
+        row["error"] = f"{type(error).__name__}: {error}"
+    return {"target": name, **row}
 
 
 def picture(row: Mapping[str, Any], path: Path) -> None:
@@ -265,8 +310,10 @@ def page(folder: Path, pictures: Path, commands: Path = COMMANDS) -> Iterator[st
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         result = json.loads(path.read_text("utf-8"))
         for row in result["measured"]:
-            key = result["device"], row["precision"], row["residues"], TIERS.index(row["tier"])
-            newest[key] = result, row
+            if row["tier"] in TIERS:  # else it ended before there was a plan
+                key = result["device"], row["precision"], row["residues"], TIERS.index(row["tier"])
+                newest[*key, row.get("budget") or "", row.get("templates", result["templates"])] = result, row
+    yield from kept_promises(folder)
     yield "## Predicted and measured\n"
     yield (
         "GiB at the peak of a pass; U: what lies above the weights and the MSA's tensors then, in pair\n"
@@ -283,6 +330,7 @@ def page(folder: Path, pictures: Path, commands: Path = COMMANDS) -> Iterator[st
             "residues",
             "precision",
             "tier",
+            "budget",
             "predicted",
             "measured",
             "ratio",
@@ -294,6 +342,48 @@ def page(folder: Path, pictures: Path, commands: Path = COMMANDS) -> Iterator[st
         yield from table(head, [cells(row) for _, row in rows])
         yield ""
     yield from whole_commands(commands)
+
+
+def kept_promises(folder: Path) -> Iterator[str]:
+    """The table of the targets: the newest measurement of each on each device beside its limit."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        result = json.loads(path.read_text("utf-8"))
+        for row in result["measured"]:
+            if row.get("target") in TARGETS:
+                newest[result["device"], row["target"]] = row
+    if not newest:
+        return
+    yield "## Limits\n"
+    yield (
+        "What a pass is held to (`benchmarks/targets.py`) and what was measured: GiB at the peak, U as below, seconds\n"
+        "of a whole pass in those of another setting.\n"
+    )
+    rows = []
+    for device, name in sorted(newest, key=lambda key: (key[0], list(TARGETS).index(key[1]))):
+        row, wanted = newest[device, name], TARGETS[name]
+        start = [device, name, str(row["residues"]), row["tier"], row["budget"] or ""]
+        if "error" in row:
+            rows.append([*start, "", row["error"].partition(";")[0].replace("|", " "), "no"])
+            continue
+        other = newest.get((device, wanted.against or ""), {})
+        found = [
+            (wanted.gib, row["measured_bytes"] / 2**30, "GiB"),
+            (wanted.units, units(row), "U"),
+            (wanted.times, row["seconds"] / other["seconds"] if "seconds" in other else None, "times"),
+        ]
+        checked = [(limit, x, unit) for limit, x, unit in found if limit is not None and x is not None]
+        rows += [
+            [*start, f"{limit:.3g} {unit}", f"{x:.2f}", "yes" if x <= limit else "no"]
+            for limit, x, unit in checked
+        ]
+    yield from table(["device", "setting", "residues", "tier", "budget", "limit", "measured", "kept"], rows)
+    yield ""
+
+
+def units(row: Mapping[str, Any]) -> float:
+    """What lies above the weights and the MSA's tensors at the peak, in pair representations."""
+    return (row["measured_bytes"] - row["beside_bytes"]) / row["pair_bytes"]
 
 
 def whole_commands(folder: Path) -> Iterator[str]:
@@ -339,7 +429,8 @@ def whole_commands(folder: Path) -> Iterator[str]:
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A line of the table."""
-    start = [str(row["residues"]), row["precision"], row["tier"]]
+    templates = f", {row['templates']} templates" if row.get("templates") else ""
+    start = [str(row["residues"]), row["precision"], row["tier"] + templates, row.get("budget") or ""]
     predicted = f"{row['predicted_bytes'] / 2**30:.2f}" if "predicted_bytes" in row else ""
     if "error" in row:
         return [*start, predicted, "does not fit", "", "", "", ""]
@@ -349,7 +440,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         predicted,
         f"{row['measured_bytes'] / 2**30:.2f}",
         f"{row['predicted_bytes'] / row['measured_bytes']:.3f}",
-        f"{(row['measured_bytes'] - row['beside_bytes']) / row['pair_bytes']:.2f}",
+        f"{units(row):.2f}",
         f"{row['seconds']:.3g}{extrapolated}",
         f"{row['predicted_seconds']:.3g}",
     ]
@@ -376,6 +467,8 @@ def arguments() -> argparse.Namespace:
         help="rows of an offloaded pair that stay on the device, or auto (default: 0)",
     )
     parser.add_argument("--budget", help="of the device's memory, as in 8GB (default: what is free)")
+    parser.add_argument("--full", action="store_true", help="use the budget to the last byte")
+    parser.add_argument("--targets", nargs="*", choices=list(TARGETS), help="measure these, or all")
     parser.add_argument("--picture", nargs="+", default=[], metavar="LENGTH:PRECISION", help="to draw")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to write")
@@ -387,15 +480,15 @@ def arguments() -> argparse.Namespace:
     if not on_gpu and args.blocks is None:
         args.blocks = 1
     if args.lengths is None:
-        args.lengths = [] if args.picture or args.report else [64, 96]
+        args.lengths = [] if args.picture or args.report or args.targets is not None else [64, 96]
+    args.targets = list(TARGETS) if args.targets == [] else args.targets or []
     return args
 
 
 def main() -> None:
     args = arguments()
     device = torch.device(args.device)
-    config = PRESETS[args.model]
-    config = replace(config, data=replace(config.data, msa_clusters=args.clusters, extra_msa=args.extra))
+    config = with_rows(PRESETS[args.model], args)
     args.results.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -410,15 +503,27 @@ def main() -> None:
         "measured": [],
     }
     name = file_name(f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}", device)
-    for precision in args.precision if args.lengths and device.type == "cuda" else ():
-        build(config, 1, DTYPES[precision], device)([features_on(device)])  # the device warms up
+    used = dict.fromkeys(args.precision if args.lengths else ())
+    used |= dict.fromkeys(TARGETS[name].precision for name in args.targets)
+    for precision in used if device.type == "cuda" else ():
+        warm_up(precision, config, args)
+    for name_of_target in args.targets:
+        start = time.perf_counter()
+        row = target(name_of_target, args)
+        result["measured"].append(row)
+        write(args.results / name, result)
+        forget(device)
+        said = " | ".join(cells(row))
+        print(
+            f"{name_of_target}: {said} [{time.perf_counter() - start:.0f} s]",
+            row.get("error", ""),
+            flush=True,
+        )
     for precision in args.precision:
         for n in args.lengths:
             for tier in args.tiers:
                 row = measure(n, tier, precision, config, args)
-                gc.collect()
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+                forget(device)
                 result["measured"].append(row)
                 print(" | ".join(cells(row)), row.get("error", ""), flush=True)
                 write(args.results / name, result)
@@ -434,8 +539,29 @@ def main() -> None:
     args.page.write_text("\n".join(page(args.results, args.page.parent)), "utf-8")
 
 
-def features_on(device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: x.to(device) for name, x in features(32, 8, 8, 0).items()}
+def with_rows(config: Config, args: argparse.Namespace) -> Config:
+    """The preset with as many rows of the MSA and of the extra MSA as are measured, whatever the templates take."""
+    clusters = args.clusters + config.data.templates
+    return replace(config, data=replace(config.data, msa_clusters=clusters, extra_msa=args.extra))
+
+
+def warm_up(precision: str, config: Config, args: argparse.Namespace) -> None:
+    """Build the kernels, by a short protein with an alignment as deep as will be measured."""
+    start = time.perf_counter()
+    free = argparse.Namespace(**{**vars(args), "budget": None, "full": False, "blocks": 1, "templates": 0})
+    try:
+        for tier in ("resident", "offload"):
+            measure(256, tier, precision, config, free)
+    except Exception:  # it will be told of where it is measured
+        traceback.print_exc()
+    forget(torch.device(args.device))
+    print(f"kernels for {precision}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,19 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from axfold.config import PRESETS
+from axfold.forecast import sizes_for
+from axfold.memory.budget import parse_bytes
+from axfold.memory.plan import max_length, plan
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -108,3 +115,54 @@ def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType)
     assert "| 256 | 0.250 | 0.250 | 0.500 | 4000 | 900 | equal |" in page
     assert "| 900 | 0.250 | not used | 0.500 | 900 | 900 | equal |" in page
     assert "| GPU 1, model_5, bf16 | 3 | 30 | 60 | 1800 | 91% |  |" in page
+
+
+TINY = {  # in place of settings that fill a GPU
+    "short": {"residues": 24, "precision": "fp32", "gib": 1.0, "units": 0.001},
+    "longest": {"residues": None, "precision": "fp32", "budget": "8 apples"},  # an error loses no other
+    "short-offload": {
+        "residues": 24,
+        "precision": "fp32",
+        "tier": "offload",
+        "against": "short",
+        "times": 1e3,
+    },
+}
+
+
+def test_targets_are_measured_and_told_beside_their_limits(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory, targets = importlib.import_module("memory"), importlib.import_module("targets")
+    tiny = {name: targets.Target(**setting) for name, setting in TINY.items()}
+    monkeypatch.setattr(memory, "TARGETS", tiny)
+    words = ["--targets", "--clusters", "8", "--extra", "16", "--results", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["memory.py", *words, "--page", str(tmp_path / "memory.md")])
+    memory.main()
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text("utf-8"))["measured"]
+    assert [row["target"] for row in rows] == list(TINY)
+    assert ["error" in row for row in rows] == [False, True, False]
+    text = (tmp_path / "memory.md").read_text("utf-8")
+    assert re.search(r"\| short \| 24 \| resident \|  \| 1 GiB \| 0\.\d\d \| yes \|", text)
+    assert re.search(r"\| short \| 24 \| resident \|  \| 0.001 U \| \d+\.\d\d \| no \|", text)
+    assert re.search(r"\| short-offload \| 24 \| offload \|  \| 1e\+03 times \| \d\.\d\d \| yes \|", text)
+    assert "8 apples" in text
+
+
+def test_the_plan_keeps_to_every_target():
+    spec = importlib.util.spec_from_file_location("benchmark_targets", BENCHMARKS / "targets.py")
+    targets = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = targets
+    spec.loader.exec_module(targets)
+    for name, wanted in targets.TARGETS.items():
+        config = PRESETS[wanted.model]
+        sizes = sizes_for(config, wanted.residues or 1, wanted.precision, templates=wanted.templates)
+        budget = parse_bytes(wanted.budget or "79GiB")
+        if wanted.residues is None:
+            sizes = replace(sizes, residues=max_length(sizes, budget, tier=wanted.tier) // 16 * 16)
+        found = plan(sizes, budget, tier=wanted.tier, kept=wanted.kept, full=wanted.full)
+        assert found.peak_device_bytes <= (wanted.gib or 79) * 2**30, name
+        beside = sum(found.parts.get(part, 0) for part in ("weights", "features", "MSA", "extra MSA"))
+        unit = sizes.residues**2 * 128 * sizes.itemsize
+        assert found.peak_device_bytes - beside <= (wanted.units or 9) * unit, name
+        assert wanted.against is None or wanted.against in targets.TARGETS

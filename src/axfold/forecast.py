@@ -134,6 +134,7 @@ def as_json(found: Forecast) -> str:
             "on_host": sorted(chosen.host),
             "kept_rows": chosen.kept,
             "handovers": sorted(chosen.handovers),
+            "lent_rows": chosen.lent,
             "blocks": dict(chosen.blocks),
             "context_bytes": chosen.context_bytes,
             "peak_stage": chosen.stage,

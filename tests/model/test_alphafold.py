@@ -201,6 +201,21 @@ def test_samples_are_averaged(model):
     torch.testing.assert_close(mixed.single, (singles[0] + singles[1]) / 2, **CLOSE)
 
 
+def test_one_template_counts_as_if_the_others_were_masked(model):
+    features = make_features(6)
+    alone = {name: x[:1] if name.startswith("template") else x for name, x in features.items()}
+    features["template_mask"] = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    pair, mask = torch.randn(6, 6, 24, dtype=torch.float64), torch.ones(6, 6, dtype=torch.float64)
+    names = ("aatype", "all_atom_masks", "pseudo_beta", "pseudo_beta_mask", "mask")
+    with torch.no_grad():
+        one, two = (
+            model.trunk.template_pair(pair.clone(), mask, *(given[f"template_{name}"] for name in names))
+            for given in (alone, features)
+        )
+    assert not torch.equal(one, pair)
+    torch.testing.assert_close(one, two, **CLOSE)
+
+
 def test_masked_templates_leave_the_pair_as_it_is(model):
     features = make_features(5)
     features["template_mask"] = torch.zeros(2, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from small import make_features, small_model
 from test_alphafold import assert_same, run
 
-from axfold.memory.host import Bus, HostRows
+from axfold.memory.host import Bus, HostRows, _provide
 from axfold.memory.rows import Rows
 from axfold.model.alphafold import AlphaFold, Pass
 from axfold.model.layers import RowUpdate
@@ -38,11 +38,12 @@ def everywhere(model: AlphaFold, result: Pass) -> Pass:
 
 
 @pytest.mark.parametrize("handovers", [frozenset(), EVERY], ids=["", "handed over"])
-@pytest.mark.parametrize("kept", [0, 1, 5, 11])
+@pytest.mark.parametrize(("kept", "lent"), [(0, 0), (0, 3), (1, 11), (5, 2), (11, 1)])
 @pytest.mark.parametrize("size", [1, 3, 4, None])
-def test_offload_changes_nothing(size, kept, handovers):
+def test_offload_changes_nothing(size, kept, lent, handovers):
     model, features = small_model(), make_features(11)
-    away, bus = offloaded(model, size, "cpu", kept={"pair": kept, "template": kept}, handovers=handovers)
+    stay = {"pair": kept, "template": kept}
+    away, bus = offloaded(model, size, "cpu", kept=stay, lent=lent, handovers=handovers)
     result, expected = run(away, features), run(model, features)
     assert bus.keeps(result.pair.untyped_storage())
     assert_same(everywhere(away, result), expected)
@@ -72,7 +73,7 @@ def test_ensembles():
 
 
 @pytest.mark.parametrize(
-    ("handovers", "kept", "crossings"), [(frozenset(), 0, 11), (EVERY, 0, 6), (EVERY, 6, 3), (EVERY, 12, 0)]
+    ("handovers", "kept", "crossings"), [(frozenset(), 0, 11), (EVERY, 0, 5), (EVERY, 6, 2.5), (EVERY, 12, 0)]
 )
 def test_what_crosses_the_bus(handovers, kept, crossings):
     """In and out in a block of the Evoformer, in pair representations."""
@@ -87,6 +88,67 @@ def test_what_crosses_the_bus(handovers, kept, crossings):
     brought, sent = ((after - before) / pair.nbytes for before, after in zip(*counts, strict=True))
     assert brought == crossings
     assert sent == min(crossings, 6)
+
+
+@pytest.mark.parametrize(("kept", "lent", "crossings"), [(0, 0, 3), (0, 6, 2), (6, 3, 1), (3, 99, 0.75)])
+def test_rows_that_are_lent_cross_once(kept, lent, crossings):
+    """In for the three layers of the structure module, in pair representations."""
+    away, bus = offloaded(
+        small_model(), 5, "cpu", slots=frozenset({"pair"}), kept={"pair": kept}, lent=lent, handovers=EVERY
+    )
+    counts = []
+
+    def count(*_):
+        bus.settle()
+        counts.append(bus.brought_bytes)
+
+    away.trunk.register_forward_hook(count)
+    away.structure.register_forward_hook(count)
+    pair = run(away, make_features(12), passes=1).pair
+    assert (counts[1] - counts[0]) / pair.nbytes == crossings
+
+
+def test_blocks_of_lent_rows():
+    """Rows and columns, of which some stay, some are lent, and some are on the host alone."""
+    bus = Bus(torch.device("cpu"))
+    values = torch.rand(7, 7, 2)
+    rows = HostRows(3, bus, kept={"pair": 2}, lent=3)
+    with torch.no_grad():
+        z = rows.place("pair", values, values)
+        with rows.rereading(z):
+            z[2:5] = torch.nan  # as if it were far away
+            for start, size in ((0, 7), (1, 1), (1, 3), (3, 1), (3, 3), (4, 3), (6, 1)):
+                assert rows.read(z, start, size).equal(values[start : start + size])
+                y = rows.read(z.transpose(0, 1), start, size)
+                assert y.equal(values.transpose(0, 1)[start : start + size])
+        assert rows.read(z, 3, 1).isnan().all()
+
+
+def test_updates_by_element_pass_with_the_one_before():
+    bus = Bus(torch.device("cpu"))
+    first, second = (HostRows(3, bus, stage=name, handovers=frozenset({("a", "b")})) for name in "ab")
+    values = torch.rand(7, 7, 2)
+    with torch.no_grad():
+        z = first.place("pair", values, values)
+        first.update(lambda x: x + 1, z.transpose(0, 1), axis=0)
+        second.update(lambda x: x * x, z, axis=0, by_element=True)
+        assert z.equal(values)  # both are deferred
+        before = bus.brought_bytes
+        bus.settle((z,))
+        torch.testing.assert_close(z, (values + 1).square())
+        assert bus.brought_bytes - before == z.nbytes
+        first.update(lambda x: x + 1, z, axis=0)
+        second.update(lambda x: x * x, z, axis=0)  # which may act within rows
+        assert not z.equal((values + 1).square())  # what was before has passed
+        bus.settle()
+        torch.testing.assert_close(z, ((values + 1).square() + 1).square())
+
+
+def test_memory_that_the_system_provides_beforehand():
+    memory = torch.full((3 * 4096 * 512,), 7, dtype=torch.uint8)
+    _provide(memory, 5000)
+    assert (memory[:5000] == 7).all()
+    assert not memory[5000::4096].any()
 
 
 def test_memory_of_rows_that_stay_is_not_touched():
@@ -197,13 +259,13 @@ def test_host_memory_is_used_again():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 @pytest.mark.parametrize("handovers", [frozenset(), EVERY], ids=["", "handed over"])
-@pytest.mark.parametrize("kept", [0, 1, 30, 67])
+@pytest.mark.parametrize(("kept", "lent"), [(0, 0), (0, 40), (1, 67), (30, 9), (67, 0)])
 @pytest.mark.parametrize("size", [1, 4, 50, None])
-def test_offload_on_a_gpu(size, kept, handovers):
+def test_offload_on_a_gpu(size, kept, lent, handovers):
     """Columns and rows through the copy engine, with MSA tensors that rest on the host."""
     model, features = small_model(), make_features(67)
     expected = run(model, features)
-    away, _ = offloaded(model, size, "cuda", kept={"pair": kept}, handovers=handovers)
+    away, _ = offloaded(model, size, "cuda", kept={"pair": kept}, lent=lent, handovers=handovers)
     result = run(away, {name: x.cuda() for name, x in features.items()})
     assert not result.pair.is_cuda
     close = partial(torch.testing.assert_close, atol=1e-8, rtol=1e-8)

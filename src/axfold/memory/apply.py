@@ -26,7 +26,7 @@ def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
             stage = getattr(module, "stage", None)  # the network itself only makes a representation
             size = None if stage is None else plan.blocks.get(stage)
             rows = (
-                HostRows(size, bus, plan.host, {"pair": plan.kept}, stage or "", plan.handovers)
+                HostRows(size, bus, plan.host, {"pair": plan.kept}, stage or "", plan.handovers, plan.lent)
                 if plan.host
                 else Rows(size, context_bytes=plan.context_bytes)
             )

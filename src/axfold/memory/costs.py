@@ -24,9 +24,7 @@ KERNELS = frozenset(
         *("transition", "triangle_operand", "triangle_update", "outer_product_mean"),
     }
 )
-FLOAT32_KERNELS = frozenset(
-    {"gated_attention", "invariant_point_attention"}
-)  # the others leave float32 to PyTorch
+FLOAT32_KERNELS = KERNELS
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE
@@ -78,7 +76,7 @@ class Cost:
     streams, sources: (representation, bytes of a row) of `update`'s and `prepare`'s operands; None is on the device
     idle: may the MSA representation rest meanwhile?
     follows: the stages whose updates of its first source come right before its context is made, each before as many
-        of its calls
+        of its calls; or, if it has no context and acts by element, before its own update
     calls: in a pass; products, attention: floating-point operations of all rows in one call, outside and inside
     of attention
     """
@@ -123,7 +121,8 @@ def representations(s: Sizes) -> dict[str, int]:
     }
     if s.templates and m.templates:
         made["template"] = n * n * m.templates.c_t * b
-        made["attention to templates"] = n * n * m.templates.heads * (2 + m.templates.c_attention) * WIDE
+        if s.templates > 1:  # a single one needs none
+            made["attention to templates"] = n * n * m.templates.heads * (2 + m.templates.c_attention) * WIDE
     return made
 
 
@@ -168,7 +167,7 @@ def _templates(s: Sizes, t: Templates) -> Iterator[Cost]:
     n, b, c_z = s.residues, s.itemsize, s.model.c_z
     z, row, width = n * c_z * b, n * t.c_t * b, t.heads * t.c_attention
     seen = n * t.heads * (2 + t.c_attention) * WIDE
-    alive = "pair", "attention to templates", "template"
+    alive = ("pair", *(("attention to templates",) if s.templates > 1 else ()), "template")
     channels = t.bins + 1 + 2 * 22 + 3 + 1
     yield Cost(  # features side by side, the same masked; bins, and four float32 numbers
         stage="template embedding", stack="templates", alive=alive, rows=n, calls=s.templates,
@@ -176,6 +175,12 @@ def _templates(s: Sizes, t: Templates) -> Iterator[Cost]:
         products=2.0 * n * n * channels * t.c_t,
     )  # fmt: skip
     yield from _pair_block(s, "templates", t.c_t, t.pair, alive, "template", t.blocks * s.templates)
+    if s.templates == 1:  # the update, times its mask, their sum
+        yield Cost(
+            stage="template attention", stack="templates", alive=alive, rows=n, update=3 * z,
+            streams=(("pair", z), ("template", row)), products=2.0 * n * n * width * (c_z + t.c_t),
+        )  # fmt: skip
+        return
     yield Cost(  # q, k, v; in float32 the values so far, the new ones, their sum, and seven numbers a head
         stage="template attention", stack="templates", alive=alive, rows=n, calls=s.templates,
         update=max(n * (3 * width * b + 3 * width * WIDE + 7 * t.heads * WIDE), 3 * z),
@@ -285,10 +290,10 @@ def _pair_block(
     n, b = s.residues, s.itemsize
     z, h, a = n * c * b, n * sizes.c_multiplication * b, n * sizes.heads * sizes.c_attention * b
     bias = sizes.heads * n * n * b
-    before_multiplication, before_attention = (
-        ("triangle attention", "template embedding")
+    before_multiplication, before_attention, before_transition = (
+        ("triangle attention", "template embedding", "triangle multiplication")
         if pair == "template"
-        else ("outer product mean", "triangle multiplication")
+        else ("outer product mean", "triangle multiplication", "triangle attention")
     )
     # normalised input and both halves of the projection; or these and one gated
     operand, made = max(z + 2 * h, 2 * z, 3 * h), h
@@ -315,7 +320,8 @@ def _pair_block(
     yield Cost(  # normalised input, the hidden layer
         stage="transition", stack=stack, alive=alive, rows=n,
         update=("transition" not in s.kernels) * (sizes.transition_factor + 1) * z,
-        streams=((pair, z),), idle=idle, calls=calls, products=4.0 * n * n * c * c * sizes.transition_factor,
+        streams=((pair, z),), follows=(before_transition,), idle=idle, calls=calls,
+        products=4.0 * n * n * c * c * sizes.transition_factor,
     )  # fmt: skip
 
 

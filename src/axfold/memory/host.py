@@ -1,11 +1,13 @@
 """Representations in host memory: rows that stream through a device, and tensors that rest while they are idle."""
 
 import ctypes
+import mmap
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from axfold.errors import AxfoldError
 from axfold.memory.rows import Rows
 
+_PAGE = mmap.PAGESIZE
 STAGES = 3  # blocks on the device at once: one comes in, one is worked on, one goes out
 
 
@@ -52,6 +55,7 @@ class Bus:
         self._host: dict[str, Tensor] = {}
         self._pinned: dict[str, int] = {}
         self._kept: dict[str, Tensor] = {}
+        self._lent: tuple[Tensor, int, Tensor] | None = None
         self._deferred: Deferred | None = None
 
     def host(self, slot: str, shape: tuple[int, ...], dtype: torch.dtype, kept: int = 0) -> Tensor:
@@ -78,6 +82,7 @@ class Bus:
             self._host[slot].resize_(size)  # only now: `keeps` knows it from its first byte on
             self._pinned[slot] = first if self.on_gpu else 0
             if self.on_gpu and size > first:
+                _provide(self._host[slot], first)
                 _pin(self._host[slot], first)
         return self._host[slot][:size].view(dtype).view(shape)
 
@@ -97,6 +102,25 @@ class Bus:
         mine = kept.narrow(-3, min(first, kept.shape[-3]), stay)
         mine = mine.narrow(-2, column // kept.shape[-1], dense.shape[-2])
         return mine, dense.narrow(-3, stay, dense.shape[-3] - stay)
+
+    @contextmanager
+    def lending(self, x: Tensor, rows: int) -> Iterator[None]:
+        """Copies of so many rows of a tensor from `host` lie on the device meanwhile, the first of those that don't
+        stay there anyway: blocks take them from there. Nothing may write x."""
+        x = _row_major(x)
+        others = self.split(x)[1]
+        if rows and others.dim() == 3 and others.numel():
+            first = x.shape[-3] - others.shape[-3]
+            others = others.narrow(-3, 0, min(rows, others.shape[-3]))
+            lent = torch.empty(others.shape, dtype=x.dtype, device=self.device)
+            with self.passing(1):
+                self.brought_bytes += others.nbytes
+                self._copy(lent, others, coming=True)
+            self._lent = x, first, lent
+        try:
+            yield
+        finally:
+            self._lent = None
 
     def wait(self) -> None:
         """Until all copies are done: then the CPU may read what is on the host, and write it."""
@@ -213,9 +237,23 @@ class Bus:
             return
         rows = staged if _row_major(block) is block else staged.transpose(-2, -3)
         mine, others = self.split(block)
-        for there, crosses, first in ((mine, False, 0), (others, True, mine.shape[-3])):
+        lent, others = self._split_lent(others)
+        first = 0
+        for there, crosses in ((mine, False), (lent, False), (others, True)):
             if there.numel():
                 yield rows.narrow(-3, first, there.shape[-3]), there, crosses
+            first += there.shape[-3]
+
+    def _split_lent(self, others: Tensor) -> tuple[Tensor, Tensor]:
+        """The leading rows of a block in host memory by their copies on the device, if there are any, and the rest."""
+        if self._lent is None or not others.numel() or not _share(others, self._lent[0]):
+            return others.narrow(-3, 0, 0), others
+        x, first, lent = self._lent
+        row, column = divmod(int(others.storage_offset() - x.storage_offset()), x.stride(-3))
+        there = min(max(first + lent.shape[-3] - row, 0), others.shape[-3])
+        copies = lent.narrow(-3, row - first if there else 0, there)
+        copies = copies.narrow(-2, column // x.shape[-1], others.shape[-2])
+        return copies, others.narrow(-3, there, others.shape[-3] - there)
 
     def _copy(self, target: Tensor, source: Tensor, coming: bool) -> None:
         if self.on_gpu:
@@ -250,9 +288,10 @@ class HostRows(Rows):
 
     slots: the representations to keep on the host; None keeps all
     kept: of these, how many leading rows stay on the device
+    lent: of the next rows, how many are there as copies while a representation is read again and again
     stage: whose rows these are. handovers: (a stage, the next): the next one's context is made from the very rows
-        that the update of the one before leaves on the device. So that update is deferred until then, or until
-        anything else wants its rows.
+        that the update of the one before leaves on the device, or its update by element is done on these. So the
+        update before is deferred until then, or until anything else wants its rows.
     """
 
     bus: Bus | None = None
@@ -260,6 +299,7 @@ class HostRows(Rows):
     kept: Mapping[str, int] = field(default_factory=dict)
     stage: str = ""
     handovers: frozenset[tuple[str, str]] = frozenset()
+    lent: int = 0
 
     def zeros(self, slot: str, like: Tensor, *shape: int) -> Tensor:
         if self.slots is not None and slot not in self.slots:
@@ -291,6 +331,13 @@ class HostRows(Rows):
         self.bus.settle((x,))
         with self.bus.passing(1):
             return self.bus.bring(0, 0, rows)
+
+    def rereading(self, x: Tensor) -> AbstractContextManager[Any]:
+        if not self.lent or not self._passes(x):
+            return super().rereading(x)
+        assert self.bus is not None
+        self.bus.settle((x,))
+        return self.bus.lending(x, self.lent)
 
     def whole(self, x: Tensor) -> Tensor:
         if not self._is_away(x):
@@ -371,7 +418,7 @@ class HostRows(Rows):
         """
         assert self.bus is not None
         whole: Tensor | None = None
-        by_rows = x.stride() == before.x.stride()
+        by_rows = (x.shape, x.stride()) == (before.x.shape, before.x.stride())
         along, out = (axis, out_axis) if by_rows else (axis + 1, out_axis + 1)
 
         def narrowed(first: int, size: int) -> list[Tensor]:
@@ -413,8 +460,17 @@ class HostRows(Rows):
             whole.narrow(out_axis + 1, columns, shape[out_axis + 1] - columns).zero_()
         return whole
 
-    def update(self, update: Callable[..., Tensor], x: Tensor, *operands: Tensor, axis: int) -> Tensor:
+    def update(
+        self,
+        update: Callable[..., Tensor],
+        x: Tensor,
+        *operands: Tensor,
+        axis: int,
+        by_element: bool = False,
+    ) -> Tensor:
         passing = [self._passes(operand) for operand in (x, *operands)]
+        if by_element and passing[0] and (before := self._before(x)) is not None:
+            return self._update_behind(before, update, x)
         if self.bus is not None:
             self.bus.settle(operands, written=x)
         if not any(passing):
@@ -428,6 +484,26 @@ class HostRows(Rows):
             self.bus.defer(Deferred(self.stage, x, operands, run))
             return x
         return run(None)
+
+    def _update_behind(self, before: Deferred, update: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """An update by element of the blocks of a deferred update of x or of its transpose, deferred with it."""
+        assert self.bus is not None
+
+        def run(then: Callable[[int, Tensor], None] | None) -> Tensor:
+            def both(first: int, rows: Tensor) -> None:
+                for start, size in self.blocks(rows.shape[-3]):
+                    block = rows.narrow(-3, start, size)
+                    new = update(block)
+                    if new.data_ptr() != block.data_ptr():
+                        block.copy_(new)
+                    del new
+                if then is not None:
+                    then(first, rows)
+
+            return before.run(both)
+
+        self.bus.defer(Deferred(self.stage, before.x, before.operands, run))
+        return x
 
     def _update(
         self,
@@ -468,6 +544,18 @@ def _share(x: Tensor, y: Tensor) -> bool:
 def _row_major(x: Tensor) -> Tensor:
     """x, or its two leading axes exchanged where that is the order in which it lies in memory."""
     return x.transpose(-2, -3) if x.dim() > 2 and x.stride(-3) < x.stride(-2) else x
+
+
+def _provide(memory: Tensor, first: int) -> None:
+    """Let the system provide it from byte `first` on, by several threads and in large pages where it can: pinning
+    would ask for one small page after the other."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        start = -(-(memory.data_ptr() + first) // _PAGE) * _PAGE
+        size = (memory.data_ptr() + memory.numel()) // _PAGE * _PAGE - start
+        if size > 0:  # a system without large pages refuses, and all goes on with small ones
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
+    memory[first::_PAGE].zero_()
 
 
 def _pin(memory: Tensor, first: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from axfold.errors import AxfoldError
 from axfold.memory.budget import written
-from axfold.memory.costs import MSA_FEATURES, Cost, Sizes, costs, representations
+from axfold.memory.costs import MSA_FEATURES, WIDE, Cost, Sizes, costs, representations
 from axfold.memory.rates import Rates, rates_of
 
 _STAGED = "blocks that come and go"
@@ -21,6 +21,9 @@ PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
 ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
 ENOUGH_ROWS = 1024  # of a kernel whose programs take a whole row each
+
+MULTIPLICATION = "triangle multiplication"
+REREADING = "invariant point attention"  # each of whose calls in a pass reads the same pair
 
 PAIR = frozenset({"pair", "template", "attention to templates"})
 EXTRA = frozenset({"extra MSA"})
@@ -65,7 +68,10 @@ class Plan:
     blocks: rows at once of every stage
     kept: leading rows of a pair representation on the host that stay on the device all the same
     handovers: (a stage, the next one): where the pair is on the host, the next one's context is made from the rows
-        that the update before leaves on the device, so that they come once for both
+        that the update before leaves on the device, or its update by element is done on them, so that they come once
+        for both
+    lent: rows of a pair on the host, beside those that stay, that are on the device while the structure module
+        reads it again and again
     context_bytes: of the outer product mean's context at once; None is all of it
     stage: where the peak is, and `parts` what it consists of; host_parts: the same of the host's memory
     peaks: bytes of the device at the peak of each stage, by "stack: stage"
@@ -84,6 +90,7 @@ class Plan:
     kept: int = 0
     handovers: frozenset[tuple[str, str]] = frozenset()
     context_bytes: int | None = None
+    lent: int = 0
 
     @property
     def peak_device_bytes(self) -> int:
@@ -203,15 +210,17 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None
     """The fastest plan of a setup, or None where not even one row fits."""
     stages = _stages(sizes, setup)
     blocks = {cost.stage: _wanted(sizes, stages, cost.stage, rates) for cost in stages}
-    row = representations(sizes)["pair"] // sizes.residues if "pair" in setup.host else 0
+    row = _row(sizes) if "pair" in setup.host else 0
     stay = (kept or 0) * row
     for cost in (cost for cost in stages if cost.calls):
-        blocks[cost.stage] = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable - stay))
+        rows = min(blocks[cost.stage], _affordable(sizes, setup, cost, usable - stay))
+        tile = product_tile(sizes) if cost.stage == MULTIPLICATION and sizes.on_gpu else 1
+        blocks[cost.stage] = rows if rows < tile else rows // tile * tile
     if min(blocks.values()) < 1:
         return None
     # rows that stay and contexts that are made ahead compete for what is left: try the smallest contexts first
     peaks = {
-        pair: max(sum(_handed_over(sizes, setup, a, b, blocks).values()) for a, b in several)
+        pair: max(sum(_handed_over(sizes, setup, chain, blocks).values()) for chain in several)
         for pair, several in _handovers(setup, stages).items()
     }
     order = sorted(
@@ -237,8 +246,8 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
         return max(max(cost.rows for cost in same), 1)
     enough = ENOUGH if sizes.on_gpu else ENOUGH_CPU
     rows = -(-enough // sizes.residues)
-    if stage == "triangle multiplication":
-        rows = max(rows, min(rates.full, 120 + sizes.residues // 32))  # nearly full speed, in a third of U
+    if stage == MULTIPLICATION:
+        return min(max(_product_rows(sizes, rates), 1), sizes.residues)
     # 32 x 32 numbers of each element are made, twice without the kernel: work enough for fewer
     if stage == "outer product mean" and "outer_product_mean" not in sizes.kernels:
         rows = -(-rows // 2)
@@ -252,6 +261,20 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
         depth = max(sizes.sequences if stage.startswith("MSA") else sizes.extra, 1)
         rows = -(-enough // depth)
     return max(min(rows, max(cost.rows for cost in same)), 1)
+
+
+def product_tile(sizes: Sizes) -> int:
+    """Rows of which a block of the triangle multiplication should be a multiple: a GPU's product takes as long for
+    one row of a tile as for all."""
+    return 64 if sizes.itemsize >= WIDE else 128
+
+
+def _product_rows(sizes: Sizes, rates: Rates) -> int:
+    """Rows with which the triangle multiplication runs at nearly full speed, in little of U."""
+    if not sizes.on_gpu:
+        return max(-(-ENOUGH_CPU // sizes.residues), min(rates.full, 120 + sizes.residues // 32))
+    tile = product_tile(sizes)
+    return min(max(round(sizes.residues / 8 / tile) * tile, 2 * tile), 4 * tile)
 
 
 def _affordable(sizes: Sizes, setup: Setup, cost: Cost, usable: int) -> int:
@@ -304,38 +327,53 @@ def _copied(sizes: Sizes, cost: Cost, at_once: bool) -> int:
     return cost.copied if sizes.on_gpu and (at_once or sizes.residues % 8) else 0
 
 
-def _handovers(setup: Setup, stages: tuple[Cost, ...]) -> dict[tuple[str, str], list[tuple[Cost, Cost]]]:
-    """The pairs of stages of which the second may make its context from the rows that the first one's update leaves
-    on the device, each in every stack. Not where the MSA goes to rest in between: the first one may read it."""
-    found: dict[tuple[str, str], list[tuple[Cost, Cost]]] = {}
-    for after in (cost for cost in stages if cost.calls and cost.sources):
-        name = after.sources[0][0]
-        for before in stages:
-            if (
-                name in setup.host
-                and before.stack == after.stack
-                and before.stage in after.follows
-                and before.streams[0][0] == name
-                and not (setup.rest and after.idle and not before.idle)
-            ):
-                found.setdefault((before.stage, after.stage), []).append((before, after))
+def _handovers(setup: Setup, stages: tuple[Cost, ...]) -> dict[tuple[str, str], list[tuple[Cost, ...]]]:
+    """The pairs of stages of which the second may work on the rows that the first one's update leaves on the device,
+    each in every stack: as the stages whose rows pass together, one more where the first follows another itself.
+    Not where the MSA goes to rest in between: the first one may read it."""
+    found: dict[tuple[str, str], list[tuple[Cost, ...]]] = {}
+    for after in (cost for cost in stages if cost.calls):
+        for before in _before(setup, stages, after):
+            chain = next(iter(_before(setup, stages, before)), None) if not before.sources else None
+            passing = (before, after) if chain is None else (chain, before, after)
+            found.setdefault((before.stage, after.stage), []).append(passing)
     return found
 
 
+def _before(setup: Setup, stages: tuple[Cost, ...], after: Cost) -> list[Cost]:
+    """The stages from whose rows `after` may go on."""
+    name = (after.sources or after.streams)[0][0]
+    return [
+        before
+        for before in stages
+        if name in setup.host
+        and before.stack == after.stack
+        and before.stage in after.follows
+        and before.streams[0][0] == name
+        and not (setup.rest and after.idle and not before.idle)
+    ]
+
+
 def _handed_over(
-    sizes: Sizes, setup: Setup, before: Cost, after: Cost, blocks: Mapping[str, int], kept: int = 0
+    sizes: Sizes, setup: Setup, chain: tuple[Cost, ...], blocks: Mapping[str, int], kept: int = 0
 ) -> dict[str, int]:
-    """What is on the device while the update of `before` and the context of `after` are made."""
+    """What is on the device while the rows of the first one's update pass, and all others' work is done on them."""
+    before, after = chain[0], chain[-1]
     block = min(blocks[before.stage], before.rows)
-    part = min(blocks[after.stage], block)
     own = before.context + _copied(sizes, before, at_once=False)
     made = after.context if block < before.rows else 0  # the first block is updated before there is a context
-    moments = (
-        {"context": own + made, "workspace": block * before.update + before.whole},
-        {"context": before.context + after.context, "workspace": part * after.prepare},
-    )
+    moments = [{"context": own + made, "workspace": block * before.update + before.whole}]
+    for cost in chain[1:]:
+        part = min(blocks[cost.stage], block)
+        moments.append(
+            {"context": before.context + after.context, "workspace": part * cost.prepare}
+            if cost.sources
+            else {"context": before.context + made, "workspace": part * cost.update}
+        )
+    # what ends without a context passes as late as the next reader comes, when the MSA is back
+    idle = before.idle and after.idle and bool(after.sources)
     return (
-        _alive(sizes, setup, after.alive, before.idle and after.idle, kept)
+        _alive(sizes, setup, after.alive, idle, kept)
         | max(moments, key=lambda moment: sum(moment.values()))
         | {_STAGED: _staging(sizes, setup, before.rows, block, before.streams)}
     )
@@ -384,12 +422,19 @@ def _made(
 ) -> Plan:
     peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], kept), cost) for cost in stages if cost.calls]
     peaks += [
-        (_handed_over(sizes, setup, before, after, blocks, kept), after)
+        (_handed_over(sizes, setup, chain, blocks, kept), chain[-1])
         for pair, several in _handovers(setup, stages).items()
-        for before, after in several
+        for chain in several
         if pair in handovers
     ]
     parts, cost = max(peaks, key=lambda peak: sum(peak[0].values()))
+    lent = _lent(sizes, setup, peaks, kept)
+    peaks = [
+        (needed | {"pair": needed.get("pair", 0) + lent * _row(sizes)}, at)
+        if lent and at.stage == REREADING
+        else (needed, at)
+        for needed, at in peaks
+    ]
     by_stage: dict[str, int] = {}
     for needed, at in peaks:
         name = f"{at.stack}: {at.stage}"
@@ -405,11 +450,30 @@ def _made(
         host_parts=host_parts,
         peaks=by_stage,
         seconds=sizes.ensembles
-        * sum(_seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers) for cost in stages),
+        * sum(
+            _seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers, lent) for cost in stages
+        ),
         kept=kept,
         handovers=handovers,
         context_bytes=_context_bytes(setup),
+        lent=lent,
     )
+
+
+def _lent(sizes: Sizes, setup: Setup, peaks: list[tuple[dict[str, int], Cost]], kept: int) -> int:
+    """Rows of the pair for which there is room while it is read again and again, without a higher peak."""
+    if "pair" not in setup.host:
+        return 0
+    peak, needed = (
+        max(sum(parts.values()) for parts, cost in peaks if cost.stage == REREADING or every)
+        for every in (True, False)
+    )
+    return min((peak - needed) // _row(sizes), sizes.residues - kept)
+
+
+def _row(sizes: Sizes) -> int:
+    """Bytes of a row of the pair."""
+    return representations(sizes)["pair"] // sizes.residues
 
 
 _LAUNCHES = 20  # operations that a block starts
@@ -426,23 +490,29 @@ def _seconds(
     rates: Rates,
     kept: int,
     handovers: frozenset[tuple[str, str]],
+    lent: int,
 ) -> float:
     """Of all calls in a pass."""
     if not cost.calls or not cost.rows:
         return 0.0
     wide = sizes.itemsize >= 4 or cost.stack == "structure"
     speed, attending = rates.speeds(wide, sizes.kernels)
-    if cost.stage == "triangle multiplication":
-        speed *= min(1.0, block / rates.full)
+    if cost.stage == MULTIPLICATION:
+        speed = _product_speed(sizes, block, speed, rates)
     moved = cost.rows * cost.update + cost.source_rows * cost.prepare
     work = cost.products / speed + cost.attention / attending + _PASSES * moved / rates.memory
     blocks = -(-cost.rows // block) + (-(-cost.source_rows // block) if cost.source_rows else 0)
     launched = max(work, blocks * _LAUNCHES * rates.launch)
     share = {"pair": 1 - kept / sizes.residues}  # of its rows that cross the bus
+    if cost.stage == REREADING:  # all rows once, and those that are not lent every time
+        share["pair"] -= (1 - 1 / cost.calls) * lent / sizes.residues
     handed = sum((stage, cost.stage) in handovers for stage in cost.follows) / max(len(cost.follows), 1)
+    rows, source_rows = cost.rows, cost.source_rows * (1 - handed)
+    if not cost.sources:
+        rows *= 1 - handed
     bus = sum(
-        rows * size * share.get(name, 1)
-        for rows, operands in ((cost.rows, cost.streams), (cost.source_rows * (1 - handed), cost.sources))
+        count * size * share.get(name, 1)
+        for count, operands in ((rows, cost.streams), (source_rows, cost.sources))
         for name, size in operands
         if name is not None and name in setup.host
     )
@@ -452,6 +522,15 @@ def _seconds(
         launched += 0 if name in setup.host else representations(sizes)[name] / rates.bus
     hidden, longer = sorted((launched, transferred))
     return cost.calls * (longer + _SEEN * hidden)
+
+
+def _product_speed(sizes: Sizes, block: int, speed: float, rates: Rates) -> float:
+    """Of a product of a block of rows with a whole matrix, floating-point operations a second."""
+    if not sizes.on_gpu:
+        return speed * min(1.0, block / rates.full)
+    tile = product_tile(sizes)
+    filled = block / (-(-block // tile) * tile)
+    return min(speed * filled, rates.memory * 2 * block / sizes.itemsize)  # each block reads the whole matrix
 
 
 def _too_long(sizes: Sizes, usable: int, host_bytes: int | None, tier: str | None) -> DoesNotFit:

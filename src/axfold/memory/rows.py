@@ -2,7 +2,9 @@
 how many rows go at once is decided by whoever makes a `Rows`."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,10 @@ class Rows:
     def read(self, x: Tensor, start: int, size: int) -> Tensor:
         """So many rows (axis -3) of a large representation, where they are computed with."""
         return x.narrow(-3, start, size)
+
+    def rereading(self, x: Tensor) -> AbstractContextManager[Any]:
+        """While a large representation is read again and again, and nothing writes it."""
+        return nullcontext()
 
     def whole(self, x: Tensor) -> Tensor:
         """All of a large representation as a tensor that anyone may read; x itself where it is one."""
@@ -73,10 +79,18 @@ class Rows:
             del part
         return torch.cat(parts, dim=out_axis) if whole is None else whole
 
-    def update(self, update: Callable[..., Tensor], x: Tensor, *operands: Tensor, axis: int) -> Tensor:
+    def update(
+        self,
+        update: Callable[..., Tensor],
+        x: Tensor,
+        *operands: Tensor,
+        axis: int,
+        by_element: bool = False,
+    ) -> Tensor:
         """x with every block of rows replaced by update(rows of x, rows of each operand).
 
         Where no gradient is recorded the rows are written into x itself: a finished row is never read again.
+        by_element: `update` takes x alone and acts on every element by itself, so that any blocks will do
         """
         recorded = torch.is_grad_enabled()
         parts = []

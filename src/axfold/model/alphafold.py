@@ -154,7 +154,8 @@ class AlphaFold(nn.Module):
             pair = pair + whole(other)
         if len(samples) > 1:
             first, single, pair = first / len(samples), single / len(samples), pair / len(samples)
-        structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
+        with self.rows.rereading(pair):  # every layer reads it
+            structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
         return Pass(msa, first, single, pair, structure)
 
     def snapshot(self, recycled: Recycled, device: str | None = "cpu") -> Recycled:

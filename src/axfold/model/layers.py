@@ -73,7 +73,7 @@ class Transition(RowUpdate):
 
     def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
         """x with its update added. Consumes x."""
-        return self.rows.update(self.update, x, axis=x.dim() - 3)
+        return self.rows.update(self.update, x, axis=x.dim() - 3, by_element=True)
 
 
 class GatedAttention(nn.Module):

@@ -109,7 +109,8 @@ class TemplateEmbedding(RowUpdate):
     """Adds the templates to the pair representation, which attends to them: Algorithm 17.
 
     The templates come one by one: what the attention keeps of those before is the running maximum of the
-    logits, the sum of the weights, and the weighted sum of the values (in the channels of `seen`).
+    logits, the sum of the weights, and the weighted sum of the values (in the channels of `seen`). That is more than
+    a pair representation, so a single template, whose values are the average, does without.
     """
 
     stage = "template attention"
@@ -147,6 +148,13 @@ class TemplateEmbedding(RowUpdate):
         update = self.output((mixed / total).flatten(-2).to(z.dtype))
         return z + update * present[..., None, None, None].to(z.dtype)
 
+    def update_from_one(
+        self, z: Float[Tensor, "*b i n c_z"], t: Float[Tensor, "*b i n c_t"], present: Float[Tensor, "*b"]
+    ) -> Float[Tensor, "*b i n c_z"]:
+        """`update` where t is the only template: softmax gives it the weight 1."""
+        _, values = self.kv.weight.chunk(2)
+        return z + self.output(F.linear(t, values)) * present[..., None, None, None].to(z.dtype)
+
     def _split(self, seen: Tensor) -> tuple[Tensor, ...]:
         """Maximum, sum of weights and weighted values of each head."""
         return seen.unflatten(-1, (self.heads, -1)).split([1, 1, self.c_head], dim=-1)
@@ -162,19 +170,24 @@ class TemplateEmbedding(RowUpdate):
         template_mask: Float[Tensor, "*b t"],
     ) -> Float[Tensor, "*b n n c_z"]:
         """z with its update added, unchanged if all templates are masked. Consumes z."""
-        axis = z.dim() - 3
-        wide = pair_mask.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
-        seen = self.rows.zeros("attention to templates", wide, *z.shape[:-1], self.heads * (2 + self.c_head))
-        seen[..., :: 2 + self.c_head] = 2 * MASKED  # below any logit, a masked one included
-        for i in range(aatype.shape[-2]):
-            t = self.embed(
+        axis, present = z.dim() - 3, (template_mask.sum(-1) > 0).to(z.dtype)
+
+        def embedded(i: int) -> Tensor:
+            return self.embed(
                 aatype[..., i, :],
                 atom_masks[..., i, :, :],
                 pseudo_beta[..., i, :, :],
                 pseudo_beta_mask[..., i, :],
                 pair_mask,
             )
+
+        if aatype.shape[-2] == 1:
+            return self.rows.update(partial(self.update_from_one, present=present), z, embedded(0), axis=axis)
+        wide = pair_mask.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+        seen = self.rows.zeros("attention to templates", wide, *z.shape[:-1], self.heads * (2 + self.c_head))
+        seen[..., :: 2 + self.c_head] = 2 * MASKED  # below any logit, a masked one included
+        for i in range(aatype.shape[-2]):
+            t = embedded(i)
             seen = self.rows.update(partial(self.attend, mask=template_mask[..., i]), seen, z, t, axis=axis)
             del t  # before the next one is made
-        present = (template_mask.sum(-1) > 0).to(z.dtype)
         return self.rows.update(partial(self.update, present=present), z, seen, axis=axis)
