@@ -250,6 +250,8 @@ EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "invariant_point_attention": _point_attention,
     "outer_product_mean": _outer_product_mean,
     "add": _residual,
+    "layer_norm": _normals((3, 7, 16), (16,), (16,)),
+    "softmax": _normals((3, 2, 5, 7), (3, 7), (2, 5, 7)),
     "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
     "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
     "triangle_operand": _normals((3, 7, 16), (3, 7), (16,), (16,), (32, 16), (32,)),

@@ -20,6 +20,8 @@ import pytest
         "point_attention",
         "column",
         "outer",
+        "layer_norm",
+        "softmax",
     ],
 )
 def test_kernels(name):

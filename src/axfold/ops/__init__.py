@@ -4,11 +4,13 @@ from importlib.util import find_spec
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
+from axfold.ops.layer_norm import layer_norm
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
 from axfold.ops.outer import outer_product_mean
 from axfold.ops.point_attention import invariant_point_attention
 from axfold.ops.residual import add
+from axfold.ops.softmax import softmax
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
 
@@ -22,8 +24,10 @@ __all__ = [
     "gated_attention",
     "global_column_attention",
     "invariant_point_attention",
+    "layer_norm",
     "normed_linear",
     "outer_product_mean",
+    "softmax",
     "transition",
     "triangle_operand",
     "triangle_update",

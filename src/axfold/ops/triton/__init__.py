@@ -1,5 +1,25 @@
 """Triton backends of the operations; importing this registers them."""
 
-from axfold.ops.triton import attention, column, normed_linear, outer, point_attention, transition, triangle
+from axfold.ops.triton import (
+    attention,
+    column,
+    layer_norm,
+    normed_linear,
+    outer,
+    point_attention,
+    softmax,
+    transition,
+    triangle,
+)
 
-__all__ = ["attention", "column", "normed_linear", "outer", "point_attention", "transition", "triangle"]
+__all__ = [
+    "attention",
+    "column",
+    "layer_norm",
+    "normed_linear",
+    "outer",
+    "point_attention",
+    "softmax",
+    "transition",
+    "triangle",
+]

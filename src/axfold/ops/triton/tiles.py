@@ -21,6 +21,18 @@ class Tile:
     resident: int = 0
 
 
+# rows that are reduced as a whole; so many programs a multiprocessor share the sums of their gradients
+_LONG_ROWS = (
+    (0, 64, Tile(32, 0, 4, 1, resident=4)),
+    (0, 128, Tile(16, 0, 4, 1, resident=4)),
+    (0, 256, Tile(8, 0, 4, 1, resident=4)),
+    (0, 512, Tile(4, 0, 4, 1, resident=4)),
+    (0, 1024, Tile(2, 0, 4, 1, resident=4)),
+    (0, 4096, Tile(1, 0, 4, 1, resident=4)),
+    (0, 8192, Tile(1, 0, 8, 1, resident=2)),
+    (0, 16384, Tile(1, 0, 16, 1, resident=1)),
+)
+
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
 TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "triangle_operand": {
@@ -56,6 +68,8 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         "half": ((0, 256, Tile(64, 0, 4, 3)),),
         "float32": ((0, 256, Tile(32, 0, 4, 1)),),
     },
+    "layer_norm": dict.fromkeys(("half", "float32"), _LONG_ROWS),
+    "softmax": dict.fromkeys(("half", "float32"), _LONG_ROWS),
 }
 """float32 is for the interpreter alone, but in invariant point attention: GPUs leave it to PyTorch."""
 
@@ -77,6 +91,11 @@ def tile(op: str, x: torch.Tensor) -> Tile:
     capability, _ = gpu(x.device)
     table = TILES[op]["float32" if x.dtype == torch.float32 else "half"]
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
+
+
+def widest(op: str) -> int:
+    """The most channels that any tile of an op takes."""
+    return max(most for table in TILES[op].values() for _, most, _ in table)
 
 
 def programs(tile: Tile, tiles: int, device: torch.device) -> int:
