@@ -221,7 +221,7 @@ def _column_attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
     return m, torch.ones(3, 5), *(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-def _outer_product_mean(generator: torch.Generator) -> Iterable[torch.Tensor]:
+def _outer_product_update(generator: torch.Generator) -> Iterable[torch.Tensor]:
     import torch
 
     shapes = (2, 5, 16), (2, 3, 8), (3, 5, 8), (2, 5), (16, 64), (16,)
@@ -248,7 +248,7 @@ EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "gated_attention": _attention,
     "global_column_attention": _column_attention,
     "invariant_point_attention": _point_attention,
-    "outer_product_mean": _outer_product_mean,
+    "outer_product_update": _outer_product_update,
     "add": _residual,
     "layer_norm": _normals((3, 7, 16), (16,), (16,)),
     "softmax": _normals((3, 2, 5, 7), (3, 7), (2, 5, 7)),

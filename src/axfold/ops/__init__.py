@@ -7,7 +7,7 @@ from axfold.ops.column import global_column_attention
 from axfold.ops.layer_norm import layer_norm
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
-from axfold.ops.outer import outer_product_mean
+from axfold.ops.outer import outer_product_update
 from axfold.ops.point_attention import invariant_point_attention
 from axfold.ops.residual import add
 from axfold.ops.softmax import softmax
@@ -26,7 +26,7 @@ __all__ = [
     "invariant_point_attention",
     "layer_norm",
     "normed_linear",
-    "outer_product_mean",
+    "outer_product_update",
     "softmax",
     "transition",
     "triangle_operand",

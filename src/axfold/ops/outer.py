@@ -10,7 +10,7 @@ from axfold.ops.residual import add
 
 
 @Op
-def outer_product_mean(
+def outer_product_update(
     z: Float[Tensor, "*b i j c_z"],
     a: Float[Tensor, "*b i s c"],
     b: Float[Tensor, "*b s j c"],
