@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "config": ("errors",),
     "options": ("config", "errors"),
     "progress": (),
-    "ops": ("errors",),
+    "ops": ("errors", "memory.rows"),
     "memory": ("config", "errors"),
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),

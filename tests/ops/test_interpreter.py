@@ -22,6 +22,7 @@ import pytest
         "outer",
         "layer_norm",
         "softmax",
+        "updates",
     ],
 )
 def test_kernels(name):

@@ -22,7 +22,7 @@ def _standardize(x, exists, C: tl.constexpr):
     return centered * inverse, inverse
 
 
-@triton.jit(do_not_specialize=["positions", "x_row", "x_position"])
+@triton.jit(do_not_specialize=["positions"])
 def _forward(
     x, weight, bias, out, positions, x_row, x_position, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -39,7 +39,7 @@ def _forward(
     tl.store(out + (row * positions + far) * C + channel[None, :], y.to(out.dtype.element_ty), exists)
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "x_row", "x_position", "grad_row", "grad_position"])
+@triton.jit(do_not_specialize=["rows", "positions"])
 def _backward(
     x,
     weight,

@@ -18,12 +18,7 @@ HIDDEN = tl.constexpr(-1e9)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("heads", "queries", "x_row", "x_head", "x_query", "mask_row", "mask_key"),
-        *("bias_head", "bias_query", "bias_key"),
-    ]
-)
+@triton.jit(do_not_specialize=["heads", "queries"])
 def _forward(
     x,
     mask,
@@ -31,6 +26,7 @@ def _forward(
     out,
     heads,
     queries,
+    keys,
     x_row,
     x_head,
     x_query,
@@ -41,13 +37,12 @@ def _forward(
     bias_key,
     MASKED: tl.constexpr,
     BIASED: tl.constexpr,
-    K: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out [rows, heads, queries, K] of BLOCK queries of a row and head."""
+    """out [rows, heads, queries, keys] of BLOCK queries of a row and head."""
     key = tl.arange(0, WIDTH)
-    real = key < K
+    real = key < keys
     both, query = place(tl.program_id(0), tl.cdiv(queries, BLOCK), BLOCK)
     row, head = both // heads, both % heads
     query = query.to(tl.int64)[:, None]
@@ -62,16 +57,11 @@ def _forward(
     logits = tl.where(real[None, :], logits, float("-inf"))
     weights = tl.exp2((logits - tl.max(logits, 1)[:, None]) * LOG2_E)
     weights /= tl.sum(weights, 1)[:, None]
-    target = out + (both * queries + query) * K + key[None, :]
+    target = out + (both * queries + query) * keys + key[None, :]
     tl.store(target, weights.to(out.dtype.element_ty), exists)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("rows", "heads", "queries", "members", "mask_row", "mask_key"),
-        *("grad_row", "grad_head", "grad_query"),
-    ]
-)
+@triton.jit(do_not_specialize=["rows", "heads", "queries", "members"])
 def _backward(
     weights,
     mask,
@@ -81,6 +71,7 @@ def _backward(
     rows,
     heads,
     queries,
+    keys,
     members,
     mask_row,
     mask_key,
@@ -89,13 +80,12 @@ def _backward(
     grad_query,
     MASKED: tl.constexpr,
     BIASED: tl.constexpr,
-    K: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradient of x for BLOCK queries of a head in `members` rows, one after the other; their sum is the bias' share."""
     key = tl.arange(0, WIDTH)
-    real = key < K
+    real = key < keys
     blocks = tl.cdiv(queries, BLOCK)
     group = tl.program_id(0) // (heads * blocks)
     head, query = place(tl.program_id(0) % (heads * blocks), blocks, BLOCK)
@@ -104,7 +94,7 @@ def _backward(
     total = tl.zeros((BLOCK, WIDTH), tl.float32)
     for member in tl.range(group * members, tl.minimum((group + 1) * members, rows)):
         row = tl.cast(member, tl.int64)
-        at = ((row * heads + head) * queries + query) * K + key[None, :]
+        at = ((row * heads + head) * queries + query) * keys + key[None, :]
         p = tl.load(weights + at, exists, 0.0).to(tl.float32)
         source = grad + row * grad_row + head * grad_head + query * grad_query + key[None, :]
         g = tl.load(source, exists, 0.0).to(tl.float32)
@@ -116,7 +106,7 @@ def _backward(
         if BIASED:
             total += g
     if BIASED:
-        share = ((tl.cast(group, tl.int64) * heads + head) * queries + query) * K + key[None, :]
+        share = ((tl.cast(group, tl.int64) * heads + head) * queries + query) * keys + key[None, :]
         tl.store(partial + share, total, exists)
 
 
@@ -132,12 +122,12 @@ class _Softmax(torch.autograd.Function):
             out,
             heads,
             queries,
+            keys,
             *x.stride()[:3],
             *((0, 0) if mask is None else mask.stride()),
             *((0, 0, 0) if bias is None else bias.stride()),
             MASKED=mask is not None,
             BIASED=bias is not None,
-            K=keys,
             WIDTH=triton.next_power_of_2(keys),
             BLOCK=tile.positions,
             num_warps=tile.warps,
@@ -168,12 +158,12 @@ class _Softmax(torch.autograd.Function):
             rows,
             heads,
             queries,
+            keys,
             members,
             *((0, 0) if mask is None else mask.stride()),
             *grad.stride()[:3],
             MASKED=mask is not None,
             BIASED=biased,
-            K=keys,
             WIDTH=triton.next_power_of_2(keys),
             BLOCK=tile.positions,
             num_warps=tile.warps,

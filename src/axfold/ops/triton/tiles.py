@@ -30,7 +30,6 @@ _LONG_ROWS = (
     (0, 1024, Tile(2, 0, 4, 1, resident=4)),
     (0, 4096, Tile(1, 0, 4, 1, resident=4)),
     (0, 8192, Tile(1, 0, 8, 1, resident=2)),
-    (0, 16384, Tile(1, 0, 16, 1, resident=1)),
 )
 
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
