@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from kernels import DTYPES, EXACT, assert_rounds_like_the_reference, convert, kernel, norm, normal, on_a_gpu, transposed
+from kernels import (
+    DTYPES,
+    EXACT,
+    assert_rounds_like_the_reference,
+    convert,
+    kernel,
+    norm,
+    normal,
+    on_a_gpu,
+    transposed,
+)
 from torch import Tensor
 
 from axfold import ops
@@ -16,7 +26,9 @@ def gradients(*arguments: Tensor, upstream: Tensor, backend: str) -> tuple[Tenso
     return torch.autograd.grad(out, leaves, upstream)
 
 
-def assert_gradients_round_like_the_reference(*arguments: Tensor, upstream: Tensor, dtype: torch.dtype) -> None:
+def assert_gradients_round_like_the_reference(
+    *arguments: Tensor, upstream: Tensor, dtype: torch.dtype
+) -> None:
     """At most twice the reference's deviation in that dtype from its own in float64."""
     *numbers, above = convert((*arguments, upstream), dtype)
     wide = [x.double() for x in numbers]

@@ -84,7 +84,14 @@ def column_attention() -> Case:
 def global_column_attention() -> Case:
     module = MSAColumnGlobalAttention(C_M, C, HEADS)
     k, v = parts(module.kv, 2)
-    layers = {"norm": module.norm, "q": module.q, "k": k, "v": v, "gate": module.gate, "output": module.output}
+    layers = {
+        "norm": module.norm,
+        "q": module.q,
+        "k": k,
+        "v": v,
+        "gate": module.gate,
+        "output": module.output,
+    }
 
     def run(m: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
         return ops.msa_global_column_attention(m, mask, **layers, rows=rows)
@@ -151,9 +158,7 @@ def test_it_is_the_update_of_the_module(case: Case, masked: bool, rows: int | No
 @torch.no_grad()
 def test_a_batch_is_its_members(case: Case) -> None:
     given, mask = representations(case, 2, 1)
-    expected = [
-        case.function(*(x[i, 0].clone() for x in given), mask[i, 0]) for i in range(2)
-    ]
+    expected = [case.function(*(x[i, 0].clone() for x in given), mask[i, 0]) for i in range(2)]
     found = case.function(*given, mask)
     assert found.data_ptr() == given[0].data_ptr()
     torch.testing.assert_close(found[:, 0], torch.stack(expected))

@@ -24,7 +24,16 @@ def _standardize(x, exists, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["positions"])
 def _forward(
-    x, weight, bias, out, positions, x_row, x_position, C: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    weight,
+    bias,
+    out,
+    positions,
+    x_row,
+    x_position,
+    C: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """out [rows, positions, C] = norm(x) * weight + bias."""
     channel = tl.arange(0, WIDTH)
@@ -56,7 +65,7 @@ def _backward(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of x, and this program's share [2, C] of those of weight and bias; tiles are dealt out in a fixed way."""
+    """Gradient of x, and this program's share [2, C] of those of weight and bias; which tiles it takes is fixed."""
     channel = tl.arange(0, WIDTH)
     real = channel < C
     scale = tl.load(weight + channel, real, 0.0).to(tl.float32)[None, :]
@@ -68,13 +77,17 @@ def _backward(
         exists = (position < positions)[:, None] & real[None, :]
         far = position.to(tl.int64)[:, None]
         y = tl.load(x + row * x_row + far * x_position + channel[None, :], exists, 0.0).to(tl.float32)
-        g = tl.load(grad + row * grad_row + far * grad_position + channel[None, :], exists, 0.0).to(tl.float32)
+        g = tl.load(grad + row * grad_row + far * grad_position + channel[None, :], exists, 0.0).to(
+            tl.float32
+        )
         y, inverse = _standardize(y, exists, C)
         to_weight += tl.sum(g * y, 0)
         to_bias += tl.sum(g, 0)
         g *= scale
         g = (g - tl.sum(g, 1)[:, None] / C - y * (tl.sum(g * y, 1)[:, None] / C)) * inverse
-        tl.store(x_grad + (row * positions + far) * C + channel[None, :], g.to(x_grad.dtype.element_ty), exists)
+        tl.store(
+            x_grad + (row * positions + far) * C + channel[None, :], g.to(x_grad.dtype.element_ty), exists
+        )
     share = partial + tl.program_id(0) * (2 * C) + channel
     tl.store(share, to_weight, real)
     tl.store(share + C, to_bias, real)

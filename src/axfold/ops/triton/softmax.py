@@ -47,7 +47,9 @@ def _forward(
     row, head = both // heads, both % heads
     query = query.to(tl.int64)[:, None]
     exists = (query < queries) & real[None, :]
-    logits = tl.load(x + row * x_row + head * x_head + query * x_query + key[None, :], exists, 0.0).to(tl.float32)
+    logits = tl.load(x + row * x_row + head * x_head + query * x_query + key[None, :], exists, 0.0).to(
+        tl.float32
+    )
     if BIASED:
         source = bias + head * bias_head + query * bias_query + key.to(tl.int64)[None, :] * bias_key
         logits += tl.load(source, exists, 0.0).to(tl.float32)
@@ -83,7 +85,7 @@ def _backward(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of x for BLOCK queries of a head in `members` rows, one after the other; their sum is the bias' share."""
+    """Gradient of x for BLOCK queries of a head in `members` rows, one after the other; the bias' share is their sum."""
     key = tl.arange(0, WIDTH)
     real = key < keys
     blocks = tl.cdiv(queries, BLOCK)

@@ -76,7 +76,7 @@ def _why_not(
     output_bias: Tensor,
     keep: Tensor | None = None,
 ) -> str | None:
-    if x.dim() > 3 and len(x) and keep is None:  # one member of a batch is as good as another
+    if x.dim() > 3 and len(x):  # one member of a batch is as good as another
         return _why_not(x[0], norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias)
     if len(expand_weight) % 16:
         return "the hidden layer's width is no multiple of 16"
@@ -99,7 +99,8 @@ def transition_triton(
     """One read and one write of x; a batch goes member by member."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
     if x.dim() > 3:
-        new = [transition_triton(member, *layers, tile=tile) for member in x]
+        kept = [None] * len(x) if keep is None else keep.expand_as(x)
+        new = [transition_triton(one, *layers, each, tile) for one, each in zip(x, kept, strict=True)]
         return torch.stack(new) if torch.is_grad_enabled() else x
     rows, positions, c = x.shape
     hidden = len(expand_weight)
