@@ -7,9 +7,9 @@ as axfold's own modules do.
 What they share:
 
 - Any batch axes stand before the others. They are gone through one by one: each is computed with all of the device.
-- A layer is anything with `weight` and `bias`, such as `torch.nn.LayerNorm` and `torch.nn.Linear`, or `Weights` where there
-  are only tensors. A bias may be None. Parameters of another dtype are converted to the representation's.
-  LayerNorms have an epsilon of 1e-5.
+- A layer is anything with `weight` and `bias`, such as `torch.nn.LayerNorm` and `torch.nn.Linear`, or `Weights` of
+  tensors alone. A bias may be None. Parameters of another dtype are converted to the representation's. LayerNorms
+  have an epsilon of 1e-5.
 - `mask` is 0 where there is nothing, else 1, of any dtype; None hides nothing and is faster.
 - They consume the representation: where no gradient is recorded the sum is written into it, and it is returned. Under
   autograd it stays as it is, and a new one is returned; kernels without a backward are then left out.
@@ -120,8 +120,8 @@ def triangle_attention(
     """z with the triangle attention's update: Algorithm 13 (`node` starting) or 14 (ending).
 
     x = norm(z); z_ij receives
-    output(sigmoid(gate(x_ij)) * sum_k softmax_k(c^-1/2 q(x_ij) · k(x_ik) + bias(x_jk)) v(x_ik)), with `heads` heads of c channels. The ending node's update is the starting node's of zᵀ. No N x N x N tensor is made
-    by the kernels.
+    output(sigmoid(gate(x_ij)) * sum_k softmax_k(c^-1/2 q(x_ij) · k(x_ik) + bias(x_jk)) v(x_ik)), with `heads` heads
+    of c channels. The ending node's update is the starting node's of zᵀ. The kernels make no N x N x N tensor.
 
     z: the pair representation [*, N, N, c_z]; mask: [*, N, N]
     bias: linear, c_z to heads; q, k, v, gate: c_z to heads * c; output: heads * c to c_z

@@ -85,7 +85,7 @@ def _backward(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of x for BLOCK queries of a head in `members` rows, one after the other; the bias' share is their sum."""
+    """Gradient of x for BLOCK queries of a head in `members` rows, one after the other; their sum is for the bias."""
     key = tl.arange(0, WIDTH)
     real = key < keys
     blocks = tl.cdiv(queries, BLOCK)

@@ -99,8 +99,8 @@ def transition_triton(
     """One read and one write of x; a batch goes member by member."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
     if x.dim() > 3:
-        kept = [None] * len(x) if keep is None else keep.expand_as(x)
-        new = [transition_triton(one, *layers, each, tile) for one, each in zip(x, kept, strict=True)]
+        each = [None] * len(x) if keep is None else list(keep.expand_as(x))
+        new = [transition_triton(one, *layers, kept, tile) for one, kept in zip(x, each, strict=True)]
         return torch.stack(new) if torch.is_grad_enabled() else x
     rows, positions, c = x.shape
     hidden = len(expand_weight)
