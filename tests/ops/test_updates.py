@@ -39,14 +39,12 @@ def attention(module: Any) -> dict[str, Any]:
 
 def multiplication(edges: str) -> Case:
     module = TriangleMultiplication(C_Z, C, edges)
-    a, b = module.own, module.others
-    if edges == "incoming":
-        a, b = b, a
-    (a, a_gate), (b, b_gate) = parts(a.linear, 2), parts(b.linear, 2)
-    layers = {"a": a, "a_gate": a_gate, "b": b, "b_gate": b_gate, "norm_product": module.norm_product}
-    layers |= {"norm": module.norm, "output": module.output, "gate": module.output_gate}
 
     def run(z: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
+        a, b = (module.own, module.others) if edges == "outgoing" else (module.others, module.own)
+        (a, a_gate), (b, b_gate) = parts(a.linear, 2), parts(b.linear, 2)
+        layers = {"a": a, "a_gate": a_gate, "b": b, "b_gate": b_gate, "norm_product": module.norm_product}
+        layers |= {"norm": module.norm, "output": module.output, "gate": module.output_gate}
         return ops.triangle_multiplication(z, mask, edges=edges, **layers, rows=rows)
 
     return Case(module, run, "z")
@@ -83,18 +81,11 @@ def column_attention() -> Case:
 
 def global_column_attention() -> Case:
     module = MSAColumnGlobalAttention(C_M, C, HEADS)
-    k, v = parts(module.kv, 2)
-    layers = {
-        "norm": module.norm,
-        "q": module.q,
-        "k": k,
-        "v": v,
-        "gate": module.gate,
-        "output": module.output,
-    }
 
     def run(m: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
-        return ops.msa_global_column_attention(m, mask, **layers, rows=rows)
+        k, v = parts(module.kv, 2)
+        layers = {"norm": module.norm, "q": module.q, "gate": module.gate, "output": module.output}
+        return ops.msa_global_column_attention(m, mask, k=k, v=v, **layers, rows=rows)
 
     return Case(module, run, "m")
 
@@ -248,4 +239,4 @@ def test_kernels_take_whole_updates(case: Case) -> None:
     expected = case.function(*(x.double() for x in given), mask)
     case.module.to(device)
     found = case.function(*(x.to(device, dtype) for x in given), mask.to(device))
-    torch.testing.assert_close(found.cpu().double(), expected, atol=0.02, rtol=0.02)
+    assert (found.cpu().double() - expected).norm() <= (1e-5 if INTERPRETED else 5e-3) * expected.norm()
