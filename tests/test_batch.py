@@ -295,6 +295,13 @@ def test_bf16_on_a_cpu_is_warned_of(run, capsys):
     assert "mostly slower than fp32" in capsys.readouterr().err
 
 
+def test_tf32_on_a_cpu_is_fp32(run, capsys):
+    assert len(run(precision="tf32", recycles=0).finished) == 2
+    assert "This device has no TF32: precision fp32 is used." in capsys.readouterr().err
+    run(precision="fp32", recycles=0)  # the same settings: nothing is left to do
+    assert capsys.readouterr().out.count("is finished already") == 2
+
+
 def test_nothing_stays_behind(run):
     logger = logging.getLogger("axfold")
     before = logger.level, list(logger.handlers)

@@ -75,6 +75,28 @@ def test_float32_products_are_exact_and_settings_stay(run):
         torch.set_float32_matmul_precision("highest")
 
 
+def test_tf32_is_the_trunk_alone(small):
+    config = PRESETS["model_1_ptm"]
+    model = network.load_network(config, Source(seed=0), CPU, "tf32")
+    samples = pipelines.monomer_samples(Query(name="q", sequence="MKTAYIA"), config, 0)
+    seen = {}
+
+    def note(name):
+        return lambda *_: seen.update({name: torch.get_float32_matmul_precision()})
+
+    modules = {"trunk": model.trunk.evoformer, "structure": model.structure, "network": model}
+    for name, module in modules.items():
+        module.register_forward_hook(note(name))
+    for result in network.passes(model, network.on_device([next(samples)], 1, CPU)):
+        assert result.pair.dtype == torch.float32
+    assert seen == {"trunk": "high", "structure": "highest", "network": "highest"}
+
+    model.trunk.evoformer.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(network.passes(model, network.on_device([next(samples)], 1, CPU)))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", "mps", ""])
 def test_unknown_devices_are_refused(name):
     with pytest.raises(InputError, match=f"--device {name}: choose auto, cpu, cuda or cuda:N"):
@@ -104,5 +126,9 @@ def test_precision_of_a_device(monkeypatch):
         assert network.find_precision("auto", cuda) == precision
     assert network.find_precision("auto", CPU) == "fp32"
     assert network.find_precision("bf16", CPU) == "bf16"
-    with pytest.raises(InputError, match="--precision fp16: choose one of auto, fp32, bf16"):
+    assert network.find_precision("tf32", CPU) == "fp32"
+    assert network.find_precision("tf32", cuda) == "tf32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert network.find_precision("tf32", cuda) == "fp32"
+    with pytest.raises(InputError, match="--precision fp16: choose one of auto, fp32, tf32, bf16"):
         network.find_precision("fp16", CPU)

@@ -354,6 +354,8 @@ def _precision(request: Options) -> tuple[str, list[str]]:
     planning.find_memory(device, request.memory_budget)  # raises what is wrong with the budget
     precision = network.find_precision(request.precision, device)
     slow = precision == "bf16" and device.type == "cpu"
+    if precision != request.precision == "tf32":
+        return precision, ["This device has no TF32: precision fp32 is used."]
     return precision, ["On a CPU bf16 saves memory, but is mostly slower than fp32."] if slow else []
 
 

@@ -83,7 +83,7 @@ Params = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
-    str, typer.Option("--precision", help="auto, fp32 or bf16; auto is bf16 on GPUs that have it.")
+    str, typer.Option("--precision", help="auto, fp32, tf32 or bf16; auto is bf16 on GPUs that have it.")
 ]
 MemoryBudget = Annotated[
     str | None,
@@ -239,7 +239,7 @@ def forward(
 def plan(
     length: Annotated[int, typer.Option("--length", help="Residues.")],
     memory: Annotated[str, typer.Option("--memory", help="Of the device, such as 80GB.")],
-    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16.")] = "bf16",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, tf32 or bf16.")] = "bf16",
     model: ModelName = DEFAULT_MODEL,
     msa: Annotated[
         str | None, typer.Option("--msa", "--max-msa", help="CLUSTERS:EXTRA, rows of the MSA.")

@@ -252,6 +252,7 @@ EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
     "add": _residual,
     "layer_norm": _normals((3, 7, 16), (16,), (16,)),
     "softmax": _normals((3, 2, 5, 7), (3, 7), (2, 5, 7)),
+    "linear_residual": _normals((3, 7, 16), (3, 7, 32), (16, 32), (16,)),
     "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
     "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
     "triangle_operand": _normals((3, 7, 16), (3, 7), (16,), (16,), (32, 16), (32,)),

@@ -16,7 +16,7 @@ from axfold.memory.plan import TIERS, DoesNotFit, Plan, max_length, plan
 from axfold.options import DEFAULT_MODEL, configured, one_of
 from axfold.weights.names import parameters
 
-ITEMSIZE = {"fp32": 4, "bf16": 2}
+ITEMSIZE = {"fp32": 4, "tf32": 4, "bf16": 2}
 CPU_FEATURES = (49 * 4, 3 * 4)  # bytes of an element of the MSA's and of the extra MSA's features
 DRIVER = 600 << 20  # bytes of a GPU's memory that the driver takes for a process
 
@@ -64,7 +64,7 @@ def sizes_for(
         weights=weights,
         ensembles=config.ensembles,
         on_gpu=on_gpu,
-        kernels=frozenset() if not on_gpu else FLOAT32_KERNELS if precision == "fp32" else KERNELS,
+        kernels=frozenset() if not on_gpu else FLOAT32_KERNELS if ITEMSIZE[precision] == 4 else KERNELS,
         msa_features=(0, 0) if on_gpu else CPU_FEATURES,
     )
 
@@ -99,7 +99,8 @@ def forecast(
     budget = total - DRIVER if on_gpu else total
     if budget <= 0:
         raise DoesNotFit(f"--memory {memory}: a GPU's driver takes about {written(DRIVER)} alone; give more.")
-    sizes = {name: sizes_for(config, length, name, templates=templates, on_gpu=on_gpu) for name in ITEMSIZE}
+    shown = dict.fromkeys(("fp32", "bf16", precision))  # tf32 takes what fp32 does
+    sizes = {name: sizes_for(config, length, name, templates=templates, on_gpu=on_gpu) for name in shown}
     found = plan(sizes[precision], budget, device=device, cores=os.cpu_count() or 1)
     longest = {
         name: {tier: max_length(of, budget, tier=tier) for tier in (TIERS if on_gpu else ("cpu",))}

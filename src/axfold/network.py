@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from axfold.progress import Clock, Report
 from axfold.weights.load import load
 from axfold.weights.source import Source
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find_device(name: str) -> torch.device:
@@ -52,12 +53,15 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The trunk's precision, "fp32" or "bf16", that `name` means on `device`. Raises InputError."""
+    """The trunk's precision, "fp32", "tf32" or "bf16", that `name` means on `device`. Raises InputError.
+
+    Where there is no TF32 it means "fp32".
+    """
     one_of("--precision", name, PRECISIONS)
-    if name != "auto":
-        return name
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if has_bf16 else "fp32"
+    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return "bf16" if ampere else "fp32"
+    return "fp32" if name == "tf32" and not ampere else name
 
 
 def load_network(config: Config, parameters: Source, device: torch.device, precision: str) -> AlphaFold:
@@ -65,6 +69,8 @@ def load_network(config: Config, parameters: Source, device: torch.device, preci
     with torch.device("meta"):
         network = AlphaFold(config.model)
     load(network, config, parameters)
+    if precision == "tf32":
+        _allow_tf32(network.trunk)
     return network.requires_grad_(False).eval().to_precision(_DTYPES[precision]).to(device)
 
 
@@ -98,8 +104,9 @@ def passes(
     """The passes of Algorithm 2, as many as there are `samples`; each recycles the one before.
 
     A pass overwrites the pair of the one before: use that up before asking for the next, and let go of it.
-    float32 products are exact ones, without TF32. Where the device's memory runs out, leaner() makes the network
-    need less or returns False; the pass under way is then done again. What it recycles is kept on the host for that.
+    float32 products are exact ones, but in the trunk of a network that was loaded with "tf32". Where the device's
+    memory runs out, leaner() makes the network need less or returns False; the pass under way is then done again. What
+    it recycles is kept on the host for that.
     """
     recycled = None
     for several in samples:
@@ -171,3 +178,19 @@ def _without_tf32() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _allow_tf32(module: nn.Module) -> None:
+    """Within `module` float32 products may be TF32's; what runs before and after it keeps its setting."""
+    before: list[str] = []
+
+    def enter(*_: Any) -> None:
+        before.append(torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("high")
+
+    def leave(*_: Any) -> None:
+        if before:  # nothing, where another hook failed ahead of `enter`
+            torch.set_float32_matmul_precision(before.pop())
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)

@@ -120,6 +120,7 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
     calls: dict[str, tuple[ops.Op, list[torch.Tensor]]] = {
         "gated_attention": (ops.gated_attention, [q, q, q, q, mask]),
         "invariant_point_attention": (ops.invariant_point_attention, of_points),
+        "linear_residual": (ops.linear_residual, [z, q.flatten(-2), *of(attention.attention.output)]),
         "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
         "transition": (ops.transition, [z, *transition]),
         "outer_product_mean": (

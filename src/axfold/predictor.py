@@ -97,7 +97,8 @@ class Predictor:
     model: a name of `config.PRESETS`
     params: a parameter file, a folder with it, "synthetic" or "synthetic:SEED"; None: the cache
     device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"
-    precision: of the trunk, "fp32", "bf16" or "auto", which is bf16 on CUDA devices that have it
+    precision: of the trunk, "fp32", "tf32" (fp32 whose products may be TF32's, where the device has it), "bf16" or
+        "auto", which is bf16 on CUDA devices that have it
     memory_budget: how much of the device's memory to use at most ("8GB"); None: what is free
 
     Raises InputError and WeightsError.

@@ -20,8 +20,6 @@ SUBMODULES = {
     "pair.attention_ending": "triangle_attention_ending_node",
     "pair.transition": "pair_transition",
 }
-COLUMNS = {"column_attention", "pair.attention_ending"}
-"""Updates that act on columns and add by a `Residual`: what is added there is transposed."""
 
 
 class Recorder:
@@ -85,23 +83,15 @@ class Recorder:
             if theirs == "msa_column_attention" and hasattr(module, "kv"):
                 theirs = "msa_column_global_attention"
             key = f"{prefix}/{theirs}"
-            if not hasattr(module, "residual"):  # an operation adds the update: it is what has changed
 
-                def keep(_, inputs, key=key):
-                    self._take(key, inputs[0])
+            def keep(_, inputs, key=key):
+                self._take(key, inputs[0])
 
-                def change(_, inputs, out, key=key):
-                    self._take(key, out - self.taken[key])
+            def change(_, inputs, out, key=key):  # the update is what has changed
+                self._take(key, out - self.taken[key])
 
-                before(module, keep)
-                after(module, change)
-                continue
-
-            def take(_, inputs, key=key, transposed=ours in COLUMNS):
-                update = inputs[1]
-                self._take(key, update.transpose(-2, -3) if transposed else update)
-
-            before(module.residual, take)
+            before(module, keep)
+            after(module, change)
 
     def _trace(self, stage: str, m: Tensor, z: Tensor) -> None:
         for name, x in (("msa", m), ("pair", z)):

@@ -15,6 +15,7 @@ import pytest
         "triangle",
         "transition",
         "normed_linear",
+        "linear_residual",
         "triton_attention",
         "pair",
         "point_attention",

@@ -12,7 +12,7 @@ from axfold.model.msa import MSAColumnAttention
 from axfold.model.pair import TriangleAttention, TriangleMultiplication
 
 N, C = 17, 16
-FUSED = ops.normed_linear, ops.transition, ops.triangle_operand, ops.triangle_update
+FUSED = ops.normed_linear, ops.linear_residual, ops.transition, ops.triangle_operand, ops.triangle_update
 
 UPDATES = {
     "outgoing": lambda: TriangleMultiplication(C, 16, "outgoing"),
@@ -49,3 +49,15 @@ def test_dropout_is_shared_along_an_axis():
     assert keep.shape == (5, 1, C)
     assert set(keep.unique().tolist()) == {0.0, 2.0}
     assert update.eval().dropout.keep(z) is None
+
+
+@pytest.mark.parametrize("node", ["starting", "ending"])
+def test_dropout_of_attention_is_shared_by_the_rows_that_attend(node):
+    torch.manual_seed(0)
+    update = TriangleAttention(C, 8, 2, node, dropout=0.5)
+    z = torch.randn(N, N, C)
+    with torch.no_grad():
+        changed = update(z.clone(), torch.ones(N, N)) != z
+    changed = changed if node == "starting" else changed.transpose(0, 1)
+    assert (changed == changed[:1]).all()
+    assert 0.3 < changed.float().mean() < 0.7

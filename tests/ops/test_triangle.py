@@ -169,18 +169,6 @@ def test_a_kernel_says_why_it_cannot_take_a_call(change, reason):
         ops.triangle_operand(change(z), mask, *map(change, layers), backend="triton")
 
 
-@on_a_gpu
-@pytest.mark.parametrize("precision", ["highest", "high"])
-def test_gpus_leave_float32_to_pytorch(precision):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        arguments = convert(operand_inputs(2, 3, 16, 16), torch.float32)
-        assert ops.triangle_operand.backend_for(*arguments) == "reference"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors on the CPU")
 def test_kernels_need_a_gpu():
     pytest.importorskip("triton")

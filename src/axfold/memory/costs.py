@@ -20,6 +20,7 @@ MSA_FEATURES = "features of the MSA"  # they may come from the host row by row, 
 KERNELS = frozenset(
     {
         *("gated_attention", "global_column_attention", "invariant_point_attention", "normed_linear"),
+        "linear_residual",
         *("transition", "triangle_operand", "triangle_update", "outer_product_mean"),
     }
 )
@@ -254,12 +255,15 @@ def _stack(s: Sizes, stack: str, c: int, depth: int, sizes: MsaStack) -> Iterato
 
 
 def _attention(s: Sizes, x: int, width: int, limits: int) -> int:
-    """Bytes of a row of attention: x of its input and of its update, `width` of each of its projections.
+    """Bytes of a row of attention: x of its input, and of its update where a kernel does not add it as it makes it;
+    `width` of each of its projections.
 
     limits: of so many keys, where the kernel hides some.
     """
     inside = 5 * width + 9 * limits if "gated_attention" in s.kernels else 6 * width  # sigmoid of the gate
-    return max(x + 4 * width, inside, 5 * width + x, 0 if "normed_linear" in s.kernels else 2 * x)
+    normed = 0 if "normed_linear" in s.kernels else x
+    update = 0 if "linear_residual" in s.kernels else x
+    return max(normed + 4 * width, inside, 5 * width + update, 2 * normed)
 
 
 def _tiled_bias(s: Sizes, heads: int) -> int:

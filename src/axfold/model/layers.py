@@ -28,23 +28,6 @@ class SharedDropout(nn.Module):
         shape[self.shared] = 1
         return nn.functional.dropout(x.new_ones(shape), self.rate)
 
-    def forward(self, x: Float[Tensor, "*b i j c"]) -> Float[Tensor, "*b i j c"]:
-        keep = self.keep(x)
-        return x if keep is None else x * keep
-
-
-class Residual(nn.Module):
-    """x + dropout(update): how an update enters its representation. Consumes x."""
-
-    def __init__(self, dropout: float = 0.0, shared: int = -3):
-        super().__init__()
-        self.dropout = SharedDropout(dropout, shared)
-
-    def forward(
-        self, x: Float[Tensor, "*b i j c"], update: Float[Tensor, "*b i j c"]
-    ) -> Float[Tensor, "*b i j c"]:
-        return ops.add(x, self.dropout(update))
-
 
 class RowUpdate(nn.Module):
     """An update that each row of a representation receives by itself, once a context shared by all is there.
@@ -94,14 +77,15 @@ class Transition(RowUpdate):
 
 
 class GatedAttention(nn.Module):
-    """Projections of multi-head attention within rows, around `ops.gated_attention`; the LayerNorm is the caller's."""
+    """Multi-head attention within rows: projections around `ops.gated_attention`; the LayerNorm is the caller's."""
 
-    def __init__(self, c: int, c_head: int, heads: int):
+    def __init__(self, c: int, c_head: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(c, 3 * heads * c_head, bias=False)
         self.gate = nn.Linear(c, heads * c_head)
         self.output = nn.Linear(heads * c_head, c)
+        self.dropout = SharedDropout(dropout, shared=-3)  # of the rows that attend: they share one mask
 
     def forward(
         self,
@@ -110,13 +94,14 @@ class GatedAttention(nn.Module):
         mask: Float[Tensor, "*b r n"],
         bias: Float[Tensor, "*b h n n"] | None = None,
     ) -> Float[Tensor, "*b r n c"]:
-        """Attention of norm(x)."""
+        """x with attention of norm(x) added. Consumes x."""
         # put together for one read of x: the weights are small beside any representation
         weight = torch.cat([self.qkv.weight, self.gate.weight])
         shift = nn.functional.pad(self.gate.bias, (len(self.qkv.weight), 0))
         projected = ops.normed_linear(x, norm.weight, norm.bias, weight, shift)
         q, k, v, gate = projected.unflatten(-1, (4, self.heads, -1)).unbind(-3)
-        return self.output(ops.gated_attention(q, k, v, gate, mask, bias))
+        mixed = ops.gated_attention(q, k, v, gate, mask, bias)
+        return ops.linear_residual(x, mixed, self.output.weight, self.output.bias, self.dropout.keep(x))
 
 
 def present(mask: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

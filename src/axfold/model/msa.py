@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from axfold import ops
-from axfold.model.layers import GatedAttention, Residual, RowUpdate
+from axfold.model.layers import GatedAttention, RowUpdate
 
 
 class MSARowAttention(RowUpdate):
@@ -19,8 +19,7 @@ class MSARowAttention(RowUpdate):
         super().__init__()
         self.norm, self.norm_pair = nn.LayerNorm(c_m), nn.LayerNorm(c_z)
         self.bias = nn.Linear(c_z, heads, bias=False)
-        self.attention = GatedAttention(c_m, c_head, heads)
-        self.residual = Residual(dropout)  # Algorithm 6, line 2: row-wise
+        self.attention = GatedAttention(c_m, c_head, heads, dropout)  # Algorithm 6, line 2: row-wise
 
     def prepare(self, z: Float[Tensor, "*b i j c_z"]) -> Float[Tensor, "*b h i j"]:
         norm = self.norm_pair
@@ -29,7 +28,7 @@ class MSARowAttention(RowUpdate):
     def update(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"], bias: Float[Tensor, "*b h r r"]
     ) -> Float[Tensor, "*b s r c_m"]:
-        return self.residual(m, self.attention(m, self.norm, mask, bias))
+        return self.attention(m, self.norm, mask, bias)
 
     def forward(
         self, m: Float[Tensor, "*b s r c_m"], z: Float[Tensor, "*b r r c_z"], mask: Float[Tensor, "*b s r"]
@@ -49,12 +48,11 @@ class MSAColumnAttention(RowUpdate):
         super().__init__()
         self.norm = nn.LayerNorm(c_m)
         self.attention = GatedAttention(c_m, c_head, heads)
-        self.residual = Residual()
 
     def update(
         self, m: Float[Tensor, "*b r s c_m"], mask: Float[Tensor, "*b r s"]
     ) -> Float[Tensor, "*b r s c_m"]:
-        return self.residual(m, self.attention(m, self.norm, mask))
+        return self.attention(m, self.norm, mask)
 
     def forward(
         self, m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]

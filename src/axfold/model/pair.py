@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from axfold import ops
 from axfold.config import TriangleStack
-from axfold.model.layers import GatedAttention, Residual, RowUpdate, SharedDropout, Transition
+from axfold.model.layers import GatedAttention, RowUpdate, SharedDropout, Transition
 
 DROPOUT = 0.25  # Algorithm 6, lines 6 to 9
 
@@ -93,8 +93,8 @@ class TriangleAttention(RowUpdate):
         self.node = node
         self.norm = nn.LayerNorm(c_z)
         self.bias = nn.Linear(c_z, heads, bias=False)
-        self.attention = GatedAttention(c_z, c_head, heads)
-        self.residual = Residual(dropout)  # row-wise and column-wise: along the rows that attend
+        # dropout row-wise and column-wise: along the rows that attend
+        self.attention = GatedAttention(c_z, c_head, heads, dropout)
 
     def prepare(self, z: Float[Tensor, "*b j k c_z"]) -> Float[Tensor, "*b h j k"]:
         return ops.normed_linear(z, self.norm.weight, self.norm.bias, self.bias.weight).movedim(-1, -3)
@@ -102,7 +102,7 @@ class TriangleAttention(RowUpdate):
     def update(
         self, z: Float[Tensor, "*b i n c_z"], mask: Float[Tensor, "*b i n"], bias: Float[Tensor, "*b h n n"]
     ) -> Float[Tensor, "*b i n c_z"]:
-        return self.residual(z, self.attention(z, self.norm, mask, bias))
+        return self.attention(z, self.norm, mask, bias)
 
     def forward(
         self, z: Float[Tensor, "*b n n c_z"], mask: Float[Tensor, "*b n n"]

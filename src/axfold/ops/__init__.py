@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
 from axfold.ops.layer_norm import layer_norm
+from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import BackendError, Op
 from axfold.ops.outer import outer_product_update
@@ -40,6 +41,7 @@ __all__ = [
     "global_column_attention",
     "invariant_point_attention",
     "layer_norm",
+    "linear_residual",
     "msa_column_attention",
     "msa_global_column_attention",
     "msa_row_attention",

@@ -1,6 +1,6 @@
 """Named inputs of the operations: the shapes that the network really runs, and those that go wrong first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from axfold.ops.attention import gated_attention
+from axfold.ops.column import global_column_attention
+from axfold.ops.layer_norm import layer_norm
+from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import Op
+from axfold.ops.outer import outer_product_update
+from axfold.ops.point_attention import invariant_point_attention
+from axfold.ops.softmax import softmax
+from axfold.ops.transition import transition
+from axfold.ops.triangle import triangle_operand, triangle_update
 
 Arguments = tuple[Tensor | None, ...]
 
@@ -62,6 +70,10 @@ class Attention:
         *by_row, bias = arguments
         return *(x if x is None else x[list(rows)] for x in by_row), bias
 
+    def taken(self, result: Tensor, rows: Sequence[int]) -> Tensor:
+        """These rows of a result."""
+        return result[list(rows)]
+
 
 def _attention(
     name: str, rows: int | None, lengths: Sequence[int], heads: int, channels: int
@@ -98,3 +110,204 @@ ODD = tuple(
     for masked in (True, False)
 )
 """Sizes beside the powers of two."""
+
+
+Normal = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An op on `rows` rows of `length` positions, as a pass calls it.
+
+    make(normal, rows, length): the arguments, of numbers by normal(*shape); split: {argument: axis of its rows};
+    axis: of the rows in the result; operations: floating-point operations of the products for each position
+    """
+
+    name: str
+    op: Op
+    rows: int
+    length: int
+    operations_each: int
+    make: Callable[[Normal, int, int], Arguments]
+    split: tuple[tuple[int, int], ...] = ((0, 0),)
+    axis: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def operations(self) -> int:
+        return self.rows * self.length * self.operations_each
+
+    def inputs(self, dtype: torch.dtype, device: torch.device | str, seed: int = 0) -> Arguments:
+        """Random arguments."""
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+        return self.make(normal, self.rows, self.length)
+
+    def some(self, arguments: Arguments, rows: Sequence[int]) -> Arguments:
+        """Copies of the arguments that give these rows of the result."""
+        taken = list(arguments)
+        for place, axis in self.split:
+            taken[place] = arguments[place].index_select(axis, _index(rows, arguments[place]))  # type: ignore[union-attr,arg-type]
+        return tuple(taken)
+
+    def taken(self, result: Tensor | tuple[Tensor, ...], rows: Sequence[int]) -> Tensor:
+        """These rows of a result, without what pads its positions: [rows, numbers]."""
+        parts = result if isinstance(result, tuple) else (result,)
+        if self.axis:  # channel first, and rows of positions may be longer than `length`
+            parts = tuple(part[..., : self.length].movedim(self.axis, 0) for part in parts)
+        return torch.cat([part[list(rows)].flatten(1) for part in parts], dim=1)
+
+
+def _index(rows: Sequence[int], x: Tensor) -> Tensor:
+    return torch.tensor(rows, device=x.device)
+
+
+def _norm(normal: Normal, c: int) -> tuple[Tensor, Tensor]:
+    return 1 + 0.2 * normal(c), 0.2 * normal(c)
+
+
+def _linear(normal: Normal, out: int, c: int) -> tuple[Tensor, Tensor]:
+    return normal(out, c) / c**0.5, 0.2 * normal(out)
+
+
+def _shown(normal: Normal, rows: int, length: int) -> Tensor:
+    """A mask that hides nothing."""
+    return torch.ones_like(normal(1)[0]).expand(rows, length)
+
+
+def _operand(normal: Normal, rows: int, n: int, c_z: int = 128, c: int = 128) -> Arguments:
+    return (
+        normal(rows, n, c_z),
+        _shown(normal, rows, n),
+        *_norm(normal, c_z),
+        *_linear(normal, 2 * c, c_z),
+    )
+
+
+def _update(normal: Normal, rows: int, n: int, c_z: int = 128, c: int = 128) -> Arguments:
+    products = normal(c, rows, n), normal(c, n, n)
+    norms = *_norm(normal, c_z), *_norm(normal, c)
+    return normal(rows, n, c_z), *products, *norms, *_linear(normal, c_z, c), *_linear(normal, c_z, c_z)
+
+
+def _transition(c: int) -> Callable[[Normal, int, int], Arguments]:
+    return lambda normal, rows, n: (
+        normal(rows, n, c),
+        *_norm(normal, c),
+        *_linear(normal, 4 * c, c),
+        *_linear(normal, c, 4 * c),
+    )
+
+
+def _projections(c: int, width: int) -> Callable[[Normal, int, int], Arguments]:
+    return lambda normal, rows, n: (
+        normal(rows, n, c),
+        *_norm(normal, c),
+        *_linear(normal, width, c),
+    )
+
+
+def _mean(sequences: int) -> Callable[[Normal, int, int], Arguments]:
+    def make(normal: Normal, rows: int, n: int) -> Arguments:
+        count = torch.full_like(normal(1)[0], sequences, dtype=torch.float32).expand(rows, n)
+        operands = normal(rows, sequences, 32), normal(sequences, n, 32)
+        return normal(rows, n, 128), *operands, count, *_linear(normal, 128, 1024)
+
+    return make
+
+
+def _column(normal: Normal, rows: int, n: int) -> Arguments:
+    layers = normal(64, 64) / 8, normal(16, 64) / 8, *_linear(normal, 64, 64), *_linear(normal, 64, 64)
+    return normal(rows, n, 64), _shown(normal, rows, n), *_norm(normal, 64), *layers
+
+
+def _points(normal: Normal, rows: int, n: int) -> Arguments:
+    def wide(*shape: int) -> Tensor:  # all but the pairs have at least float32
+        x = normal(*shape)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    return (
+        *(wide(size, 12, 16) for size in (rows, n, n)),
+        wide(rows, 12, 4, 3),
+        wide(n, 12, 4, 3),
+        wide(n, 12, 8, 3),
+        wide(12),
+        normal(rows, n, 128),
+        *_norm(wide, 128),
+        *_linear(wide, 12, 128),
+        torch.ones_like(wide(rows)),
+        torch.ones_like(wide(n)),
+    )
+
+
+def _layers(n: int) -> tuple[Layer, ...]:
+    at = f", N = {n}"
+    pair = 2 * 128**2
+    points = (0, 0), (3, 0), (7, 0), (12, 0)
+    return (
+        Layer("triangle operand" + at, triangle_operand, n, n, 2 * pair, _operand, ((0, 0), (1, 0)), axis=1),
+        Layer(
+            "triangle product and update" + at,
+            triangle_update,
+            *(n, n),
+            2 * pair + 2 * n * 128,
+            _update,
+            ((0, 0), (1, 1)),
+        ),
+        Layer("pair transition" + at, transition, n, n, 8 * pair, _transition(128)),
+        Layer("MSA transition" + at, transition, 512, n, 32 * pair, _transition(256)),
+        Layer("pair projections" + at, normed_linear, n, n, 2 * 128 * 516, _projections(128, 516)),
+        Layer("MSA projections" + at, normed_linear, 512, n, 2 * 256 * 1024, _projections(256, 1024)),
+        Layer(
+            "outer product mean, 512 sequences" + at,
+            outer_product_update,
+            *(n // 8, n),
+            2 * 1024 * (512 + 128),
+            _mean(512),
+            ((0, 0), (1, 0), (3, 0)),
+        ),
+        Layer(
+            "global column attention" + at,
+            global_column_attention,
+            *(n, 5120),
+            4 * 64**2 + 4 * 64 * 8,
+            _column,
+            ((0, 0), (1, 0)),
+        ),
+        Layer(
+            "invariant point attention" + at,
+            invariant_point_attention,
+            *(n, n),
+            12 * 2 * (2 * 16 + 4 * 3 + 8 * 3 + 2 * 128),
+            _points,
+            points,
+        ),
+    )
+
+
+def _logits(normal: Normal, rows: int, n: int) -> Arguments:
+    return normal(rows, 4, n, n), _shown(normal, rows, n), normal(4, n, n)
+
+
+def _alone(n: int) -> tuple[Layer, ...]:
+    rows = max(min(n, 2**28 // n**2), 1)  # of 4 n² logits each
+    return (
+        Layer(
+            f"layer norm, N = {n}",
+            layer_norm,
+            n,
+            n,
+            8 * 128,
+            lambda normal, *size: (normal(*size, 128), *_norm(normal, 128)),
+        ),
+        Layer(f"softmax of {rows} rows, N = {n}", softmax, rows, n, 5 * 4 * n, _logits, ((0, 0), (1, 0))),
+    )
+
+
+LAYERS = (*_layers(256), *_layers(1024), *_layers(1200), *_alone(256), *_alone(1024))
+"""What a pass consists of beside attention, and what is not fused anywhere."""

@@ -23,16 +23,15 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from axfold.memory.rows import Rows
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
+from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.outer import outer_product_update
-from axfold.ops.residual import add
 from axfold.ops.triangle import triangle_operand, triangle_update
 
 Mask = Shaped[Tensor, "..."] | None
@@ -302,7 +301,7 @@ def _attention(
     def update(x: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
         projected = normed_linear(x, *normed, weight, shift)
         mixed = gated_attention(*projected.unflatten(-1, (4, heads, -1)).unbind(-3), mask, bias)
-        return add(x, F.linear(mixed, *after))
+        return linear_residual(x, mixed, *after)
 
     return update
 

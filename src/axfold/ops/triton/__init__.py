@@ -1,9 +1,12 @@
 """Triton backends of the operations; importing this registers them."""
 
+from contextlib import suppress
+
 from axfold.ops.triton import (
     attention,
     column,
     layer_norm,
+    linear_residual,
     normed_linear,
     outer,
     point_attention,
@@ -12,10 +15,16 @@ from axfold.ops.triton import (
     triangle,
 )
 
+with suppress(
+    ImportError, AttributeError
+):  # Gluon is young: another release of Triton may name things otherwise
+    from axfold.ops.triton import attention_hopper  # noqa: F401
+
 __all__ = [
     "attention",
     "column",
     "layer_norm",
+    "linear_residual",
     "normed_linear",
     "outer",
     "point_attention",

@@ -15,6 +15,8 @@ from axfold.ops.triton.common import INTERPRETED
 HIDDEN = tl.constexpr(-(2.0**30))
 """Logit of a masked key: `MASKED`'s, as a power of two, whose product with log2(e) is exact in float32."""
 LOG2_E = tl.constexpr(1.4426950408889634)
+LEAST, MOST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
+"""Of a sum of weights 2^logit as they are: beyond, some may have left the numbers that float32 has."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Tile:
     """Queries and keys that a program takes at once, its warps, and the stages of its loads.
 
     There are at least 16 queries a warp, and 16 keys. So many `rows` go before others, with all their heads and
-    queries: their keys and values stay in the cache while each tile of the bias serves all of them.
+    queries: their keys and values stay in the cache while each tile of the bias serves all of them. `registers` is the
+    most that a thread gets, so that several programs find room on a multiprocessor.
     """
 
     queries: int
@@ -30,13 +33,24 @@ class Tile:
     warps: int
     stages: int
     rows: int = 32
+    registers: int | None = None
 
 
 # precision -> (least compute capability, most channels of a head, tile); the first that fits is taken
 TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
-    "half": ((90, 64, Tile(128, 64, 8, 3)), (0, 64, Tile(64, 64, 4, 2))),
-    "tf32": ((90, 32, Tile(64, 64, 4, 2)), (0, 64, Tile(64, 32, 4, 2))),
-    "ieee": ((0, 32, Tile(64, 32, 4, 1)), (0, 64, Tile(64, 16, 4, 1))),
+    "half": ((90, 64, Tile(128, 64, 8, 3, registers=128)), (0, 64, Tile(64, 64, 4, 2))),
+    "tf32": (
+        (90, 32, Tile(128, 64, 8, 2)),
+        (90, 64, Tile(128, 32, 8, 2)),
+        (0, 32, Tile(64, 64, 4, 2)),
+        (0, 64, Tile(64, 32, 4, 2)),
+    ),
+    "ieee": (
+        (90, 32, Tile(128, 64, 8, 2)),
+        (90, 64, Tile(128, 32, 8, 2)),
+        (0, 32, Tile(64, 32, 4, 2)),
+        (0, 64, Tile(64, 16, 4, 2)),
+    ),
 }
 
 
@@ -89,6 +103,66 @@ def _tile_bias(
     tl.store(tiled + tile * (QUERIES * KEYS) + place, tl.reshape(x, (QUERIES * KEYS,)))
 
 
+@triton.jit
+def _over_keys(
+    q_tile,
+    k_from,
+    v_from,
+    bias_from,
+    limit_from,
+    keys,
+    k_step,
+    v_step,
+    inside,
+    RUNNING: tl.constexpr,
+    BIASED: tl.constexpr,
+    LIMITED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """(sum of the weights, weights times v) over all keys, with weights 2^logits, or in units of the largest of
+    them where a maximum is RUNNING along."""
+    BITS: tl.constexpr = q_tile.dtype.primitive_bitwidth
+    key = tl.arange(0, KEYS)
+    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
+    k_blocks = tl.cdiv(keys, KEYS)
+    tl.assume(k_blocks > 0)  # or the compiler lets a product wait for the one before
+    for block in tl.range(0, k_blocks, num_stages=STAGES):
+        present = (block * KEYS + key < keys)[:, None] & inside
+        k_tile, v_tile = tl.load(k_from, present, 0.0), tl.load(v_from, present, 0.0)
+        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
+        if BIASED:
+            x = tl.load(bias_from)
+            if x.dtype == tl.int32:  # two bfloat16
+                x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
+            logits += _in_rows(x, QUERIES, KEYS, WARPS, BITS).to(tl.float32) * LOG2_E
+        if LIMITED:
+            logits = tl.minimum(logits, tl.load(limit_from)[None, :])
+        if RUNNING:
+            new = tl.maximum(highest, tl.max(logits, 1))
+            weights = tl.exp2(logits - new[:, None])
+            shrink = tl.exp2(highest - new)
+            total = total * shrink + tl.sum(weights, 1)
+            mixed = mixed * shrink[:, None]
+            highest = new
+        else:
+            weights = tl.exp2(logits)
+            total += tl.sum(weights, 1)
+        mixed = tl.dot(weights.to(v_tile.dtype), v_tile, mixed, input_precision=PRECISION)
+        k_from += k_step
+        v_from += v_step
+        limit_from += KEYS
+        bias_from += SIZE
+    return total, mixed
+
+
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "q_row", "q_query", "q_head", "k_row", "k_key", "k_head"),
@@ -131,8 +205,14 @@ def _attend(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
+    RUNNING: tl.constexpr,
 ):
     """out = sigmoid(gate) * softmax(min(C^-1/2 q kT + bias, limits)) v for QUERIES queries of one row and head.
+
+    A softmax is usually taken relative to its largest logit, so that no exponential leaves the numbers there are;
+    to know that one, while the tiles go by, costs a fifth of the time. The exponentials of all but extreme logits are
+    numbers of float32 as they are. So they are taken so, and the sum tells whether it was right; else the tile is done
+    again with a maximum RUNNING along, from the beginning in float16, which has few numbers.
 
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
     one another take the same tiles of the bias, for one of GROUP rows after the other.
@@ -161,34 +241,18 @@ def _attend(
     bias_from = bias + tile.to(tl.int64) * k_blocks * SIZE + tl.arange(0, SIZE)
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
-    q_tile = (q_tile * C**-0.5).to(q.dtype.element_ty)
-    highest = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, WIDTH), tl.float32)
-    tl.assume(k_blocks > 0)  # or the compiler lets a product wait for the one before
-    for block in tl.range(0, k_blocks, num_stages=STAGES):
-        present = block * KEYS + key < keys
-        inside = present[:, None] & (channel < C)
-        k_tile, v_tile = tl.load(k_from, inside, 0.0), tl.load(v_from, inside, 0.0)
-        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
-        if BIASED:
-            x = tl.load(bias_from)
-            if x.dtype == tl.int32:  # two bfloat16
-                x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
-            logits += _in_rows(x, QUERIES, KEYS, WARPS, BITS)
-        if LIMITED:
-            logits = tl.minimum(logits, tl.load(limit_from)[None, :])
-        new = tl.maximum(highest, tl.max(logits, 1))
-        weights = tl.exp2(logits * LOG2_E - (new * LOG2_E)[:, None])
-        shrink = tl.exp2((highest - new) * LOG2_E)
-        total = total * shrink + tl.sum(weights, 1)
-        weights = weights.to(v.dtype.element_ty)
-        mixed = tl.dot(weights, v_tile, mixed * shrink[:, None], input_precision=PRECISION)
-        highest = new
-        k_from += k_step
-        v_from += v_step
-        limit_from += KEYS
-        bias_from += SIZE
+    q_tile = (q_tile * (C**-0.5 * LOG2_E)).to(q.dtype.element_ty)
+    total, mixed = _over_keys(
+        q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, RUNNING,
+        BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
+    )  # fmt: skip
+    if not RUNNING:
+        fits = (total > LEAST) & (total < MOST)
+        if tl.min(fits.to(tl.int32), 0) == 0:
+            total, mixed = _over_keys(
+                q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, True,
+                BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
+            )  # fmt: skip
 
     open_gate = tl.sigmoid(tl.load(gate + gate_at[:, None] + channel, asked, 0.0).to(tl.float32))
     result = (open_gate * (mixed / total[:, None])).to(out.dtype.element_ty)
@@ -291,6 +355,8 @@ def gated_attention_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(q.dtype),
         GROUP=tile.rows,
+        RUNNING=q.dtype == torch.float16,
+        maxnreg=tile.registers,
         num_warps=tile.warps,
     )
     return out

@@ -60,8 +60,6 @@ def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) ->
         return "it has no backward"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {x.dtype}"
-    if x.dtype == torch.float32 and not INTERPRETED:  # and TF32's rounding is three times cuBLAS's
-        return "float32 products are faster in cuBLAS"
     if any(p.dtype != x.dtype or p.device != x.device for p in given):
         return "parameters have another dtype or device than the representation"
     if x.dim() != 3:

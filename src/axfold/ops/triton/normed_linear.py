@@ -1,11 +1,12 @@
 """LayerNorm and a projection in one kernel: the normalised representation is never written."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.normed_linear import normed_linear
-from axfold.ops.triton import tiles
+from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import normalize, place, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -66,6 +67,8 @@ def normed_linear_triton(
     tile: Tile | None = None,
 ) -> Tensor:
     """One read of x and one write of the result."""
+    if x.dtype == torch.float32:
+        return float32.normed_linear(x, norm_weight, norm_bias, weight, bias, tile)
     rows, positions, c = x.shape
     width = len(weight)
     out = x.new_empty(rows, positions, width)
@@ -87,5 +90,6 @@ def normed_linear_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

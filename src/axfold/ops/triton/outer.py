@@ -96,5 +96,6 @@ def outer_product_update_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(z.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

@@ -233,7 +233,7 @@ def invariant_point_attention_triton(
         WIDTH=max(16, triton.next_power_of_2(c_z)),
         KEYS=tile.positions,
         STAGES=tile.stages,
-        PRECISION=tiles.products(torch.float32),
+        PRECISION="ieee",  # the parts of products on tensor cores don't fit into registers, and it is soon done
         num_warps=tile.warps,
     )
     both = torch.cat([v, v_points.flatten(-2)], dim=-1).transpose(0, 1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,7 @@ class Tile:
 
     `positions` go at once, and `chunk` channels of a wide layer. `resident` programs a multiprocessor stay and keep
     the weights on chip for all their tiles; with 0 each program takes one tile and reads the weights from the cache.
+    A thread takes at most so many `registers`; with None the compiler decides.
     """
 
     positions: int
@@ -19,6 +21,7 @@ class Tile:
     warps: int
     stages: int
     resident: int = 0
+    registers: int | None = None
 
 
 # rows that are reduced as a whole; so many programs a multiprocessor share the sums of their gradients
@@ -36,11 +39,15 @@ _LONG_ROWS = (
 TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "triangle_operand": {
         "half": ((90, 128, Tile(64, 128, 4, 3, resident=2)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((0, 256, Tile(32, 16, 4, 1)),),
+        "float32": ((90, 256, Tile(64, 64, 4, 3)), (0, 256, Tile(64, 32, 8, 2))),
     },
     "triangle_update": {
         "half": ((90, 128, Tile(32, 128, 4, 3, resident=2)), (0, 256, Tile(32, 32, 4, 2))),
-        "float32": ((0, 256, Tile(16, 16, 4, 1)),),
+        "float32": (
+            (90, 128, Tile(64, 32, 8, 3)),
+            (0, 128, Tile(64, 16, 8, 2)),
+            (0, 256, Tile(32, 16, 8, 2)),
+        ),
     },
     "transition": {
         "half": (
@@ -49,15 +56,31 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (0, 128, Tile(64, 32, 4, 2)),
             (0, 256, Tile(32, 32, 4, 2)),
         ),
+        "float32": (
+            (90, 128, Tile(128, 32, 8, 3)),
+            (0, 128, Tile(64, 32, 8, 2)),
+            (0, 256, Tile(32, 32, 8, 2)),
+        ),
+    },
+    "linear_residual": {
+        "half": (
+            (90, 128, Tile(64, 128, 4, 2, resident=2)),
+            (90, 256, Tile(128, 64, 8, 2)),
+            (0, 256, Tile(64, 32, 4, 2)),
+        ),
         "float32": ((0, 256, Tile(32, 16, 4, 1)),),
     },
     "outer_product_mean": {
         "half": ((90, 128, Tile(128, 64, 4, 3)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((0, 256, Tile(32, 32, 4, 1)),),
+        "float32": (
+            (90, 128, Tile(128, 32, 8, 3)),
+            (0, 128, Tile(64, 32, 8, 2)),
+            (0, 256, Tile(32, 32, 8, 2)),
+        ),
     },
     "normed_linear": {
         "half": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
-        "float32": ((0, 256, Tile(32, 16, 4, 1)),),
+        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "invariant_point_attention": {
         "half": ((0, 256, Tile(64, 0, 4, 2)),),
@@ -65,12 +88,20 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     },
     "global_column_attention": {
         "half": ((0, 256, Tile(64, 0, 4, 3)),),
-        "float32": ((0, 256, Tile(32, 0, 4, 1)),),
+        "float32": ((0, 256, Tile(32, 0, 8, 2)),),
     },
     "layer_norm": dict.fromkeys(("half", "float32"), _LONG_ROWS),
     "softmax": dict.fromkeys(("half", "float32"), _LONG_ROWS),
 }
-"""float32 is for the interpreter alone, but in invariant point attention: GPUs leave it to PyTorch."""
+"""In float32 a program of `triangle_update` takes `chunk` channels of its sums at a time, and writes all at once."""
+
+
+PRODUCTS = {"ieee": "bf16x6", "tf32": "bf16x3"}
+"""How tensor cores multiply float32: as bfloat16 numbers that add up to it, three or two of them.
+
+Their six largest products are as exact as float32 is; the three largest keep 16 bits, where TF32 keeps 11 and, as the
+kernels would use it, cuts the rest off instead of rounding it.
+"""
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -81,8 +112,8 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def products(dtype: torch.dtype) -> str:
-    """`input_precision` of the kernels' products; half precision knows no other than its own."""
-    return "tf32" if precision(dtype) == "tf32" else "ieee"
+    """`input_precision` of the kernels' products; half precision and the interpreter know no other than their own."""
+    return "ieee" if triton.knobs.runtime.interpret else PRODUCTS.get(precision(dtype), "ieee")
 
 
 def tile(op: str, x: torch.Tensor) -> Tile:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.transition import transition
-from axfold.ops.triton import tiles
+from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import normalize, place, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -106,6 +106,9 @@ def transition_triton(
     hidden = len(expand_weight)
     out = torch.empty_like(x) if torch.is_grad_enabled() else x
     kept = None if keep is None else keep.expand_as(x)
+    if x.dtype == torch.float32:
+        layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
+        return float32.transition(x, kept, *layers, out, tile)
     tile = tile or tiles.tile("transition", x)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         x,
@@ -129,5 +132,6 @@ def transition_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out

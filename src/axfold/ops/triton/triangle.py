@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.triangle import triangle_operand, triangle_update
-from axfold.ops.triton import tiles
+from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import normalize, place, sigmoid, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -40,6 +40,7 @@ def _operand_kernel(
     PRECISION: tl.constexpr,
 ):
     """out[c, i, n] = mask * (value W norm(z_in))_c * sigmoid((gate W norm(z_in))_c), and zeros for n >= positions."""
+    AHEAD: tl.constexpr = STAGES if RESIDENT else 1  # else a program has one tile
     channel = tl.arange(0, C_IN)
     chunk = tl.arange(0, CHUNK)
     scale = tl.load(norm_weight + channel).to(tl.float32)
@@ -51,7 +52,7 @@ def _operand_kernel(
     if RESIDENT:
         value_layer, gate_layer = tl.load(weight), tl.load(weight + C_OUT * C_IN)
         value_shift, gate_shift = tl.load(bias), tl.load(bias + C_OUT)
-    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
         source = z + row * z_row + (position.to(tl.int64) * z_position)[:, None] + channel[None, :]
@@ -118,6 +119,7 @@ def _update_kernel(
     PRECISION: tl.constexpr,
 ):
     """out_in = z_in + keep_in * sigmoid(gate W norm(z_in)) * (output W norm(product_:in)); out may be z."""
+    AHEAD: tl.constexpr = STAGES if RESIDENT else 1  # else a program has one tile
     channel = tl.arange(0, C_Z)
     inner = tl.arange(0, C)
     scale = tl.load(norm_weight + channel).to(tl.float32)
@@ -134,7 +136,7 @@ def _update_kernel(
     if RESIDENT:
         gate_layer, output_layer = tl.load(gate_weight), tl.load(output_weight)
         gate_shift, output_shift = tl.load(gate_bias), tl.load(output_bias)
-    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
         far = position.to(tl.int64)[:, None]
@@ -195,6 +197,8 @@ def triangle_operand_triton(
     c_out = len(weight) // 2
     width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
     out = z.new_empty(c_out, rows, width)
+    if z.dtype == torch.float32:
+        return float32.triangle_operand(z, mask, norm_weight, norm_bias, weight, bias, out, tile)
     tile = tile or tiles.tile("triangle_operand", z)
     _operand_kernel[(tiles.programs(tile, rows * triton.cdiv(width, tile.positions), z.device),)](
         z,
@@ -218,6 +222,7 @@ def triangle_operand_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(z.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out
 
@@ -252,8 +257,12 @@ def triangle_update_triton(
     product = own.new_empty(len(own), rows, width)
     torch.bmm(own, others.mT, out=product[..., :positions])
     out = torch.empty_like(z) if torch.is_grad_enabled() else z
-    tile = tile or tiles.tile("triangle_update", z)
     kept = None if keep is None else keep.expand_as(z)
+    if z.dtype == torch.float32:
+        norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
+        layers = output_weight, output_bias, gate_weight, gate_bias
+        return float32.triangle_update(z, product, kept, *norms, *layers, out, tile)
+    tile = tile or tiles.tile("triangle_update", z)
     _update_kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), z.device),)](
         z,
         product,
@@ -282,5 +291,6 @@ def triangle_update_triton(
         STAGES=tile.stages,
         PRECISION=tiles.products(z.dtype),
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
     return out
