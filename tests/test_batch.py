@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -425,3 +426,11 @@ def test_the_table_has_a_line_for_each(run):
     assert head.split() == ["protein", "model", "seed", "pLDDT", "pTM", "seconds", "file"]
     assert first.startswith("first protein  model_3  0 ")
     assert second.endswith(str(outcome.finished[1].path))
+
+
+@pytest.mark.filterwarnings("default:attention is left to PyTorch")
+def test_what_is_warned_of_while_a_protein_is_folded_is_in_the_log(run, counted, tmp_path, capsys):
+    counted.fail = lambda *args: warnings.warn("attention is left to PyTorch", stacklevel=1)
+    run()
+    assert "warning: attention is left to PyTorch" in capsys.readouterr().err
+    assert "attention is left to PyTorch\n" in (tmp_path / "out" / "log.txt").read_text()

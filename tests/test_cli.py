@@ -202,7 +202,7 @@ def test_doctor(axfold, tmp_path):
     (tmp_path / "cache" / "params" / "params_model_1.npz").write_bytes(b"PK")
     result = axfold("doctor")
     assert result.exit_code == 0
-    assert re.search(r"ok +gated_attention, reference: on \w+, relative error", result.stdout)
+    assert re.search(r"ok +gated_attention, fp32: sdpa, error", result.stdout)
 
 
 def test_weights_are_listed_with_their_licence(axfold, tmp_path):

@@ -2,12 +2,15 @@
 
 import builtins
 import os
+import re
 
 import pytest
 import torch
 
-from axfold import doctor, ops
+from axfold import doctor, network, ops
 from axfold.doctor import Finding
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -44,39 +47,65 @@ def test_with_parameters_one_may_begin(tmp_path, cache):
         assert doctor.advice(list(found.values())).startswith("Fold a protein: axfold predict")
 
 
-def test_every_backend_of_every_op_is_tried():
-    findings = list(doctor.kernels(torch.device("cpu")))
-    known = [op for name in ops.__all__ if isinstance(op := getattr(ops, name), ops.Op)]
-    assert [finding.subject for finding in findings] == [
-        f"{op.name}, {b}" for op in known for b in op.backends
-    ]
-    assert all(finding.state == "works" for finding in findings if finding.subject.endswith(", reference"))
-    assert {op.name for op in known} == set(doctor.EXAMPLES)
+def test_every_op_is_tried():
+    findings = list(doctor.kernels(CPU))
+    known = {op.name for name in ops.__all__ if isinstance(op := getattr(ops, name), ops.Op)}
+    assert sorted(finding.subject for finding in findings) == sorted(f"{name}, fp32" for name in known)
+    assert all(finding.state == "works" for finding in findings)
+    by_name = {finding.subject: finding.detail for finding in findings}
+    assert re.match(r"sdpa, error \de-0\d \(PyTorch's \de-0\d\), [\d.]+ s", by_name["gated_attention, fp32"])
+    assert by_name["add, fp32"] == "reference"
+
+
+def test_a_gpu_is_tried_in_its_precision_and_in_float32(monkeypatch):
+    """On the CPU here, as if it had bfloat16."""
+    monkeypatch.setattr(network, "find_precision", lambda name, device: "bf16")
+    subjects = [finding.subject for finding in doctor.kernels(CPU)]
+    assert subjects[0].endswith(", bf16")
+    assert subjects[-1].endswith(", fp32")
+    assert len(set(subjects)) == len(subjects) == 2 * len({subject.split(",")[0] for subject in subjects})
 
 
 @pytest.fixture
-def backend():
+def backend(cache):
     """Registers a backend of gated_attention while a test runs."""
 
     def register(run, why_not=lambda *args: None):
         ops.gated_attention.backend("test", why_not=why_not)(run)
-        (finding,) = [item for item in doctor.kernels(torch.device("cpu")) if item.subject.endswith(", test")]
+        (finding,) = [item for item in doctor.kernels(CPU) if item.subject.startswith("gated_attention")]
         return finding
 
     yield register
     ops.gated_attention.backends.pop("test", None)
+    ops.gated_attention.forget()
 
 
 def test_a_kernel_with_wrong_numbers_is_found(backend):
     reference, _ = ops.gated_attention.backends["reference"]
     finding = backend(lambda *args: reference(*args) * 1.001)
     assert finding.state == "broken"
-    assert "relative error 1e-03" in finding.detail
+    assert finding.detail.startswith("sdpa, error")
+    assert "test: its results are wrong by 1.0e-03" in finding.detail
     assert finding.todo
+    assert not finding.prevents
+
+
+def test_a_kernel_that_works_is_shown(backend):
+    reference, _ = ops.gated_attention.backends["reference"]
+    finding = backend(reference)
+    assert finding.state == "works"
+    assert finding.detail.startswith("test, error")
+
+
+def test_a_kernel_that_takes_some_calls_is_shown_with_the_next(backend):
+    reference, _ = ops.gated_attention.backends["reference"]
+    finding = backend(reference, lambda q, *args: "heads of 8" if q.shape[-1] == 8 else None)
+    assert finding.state == "works"
+    assert re.match(r"test in 4 of 5 calls, error .*; sdpa, error .*; test: heads of 8", finding.detail)
 
 
 def test_a_kernel_that_gives_no_numbers_is_found(backend):
-    finding = backend(lambda q, *args: torch.full((3, 7, 16), float("nan")))
+    finding = backend(lambda q, *args: torch.full((3, 63, q.shape[-2] * q.shape[-1]), float("nan")))
     assert finding.state == "broken"
 
 
@@ -85,14 +114,25 @@ def test_a_kernel_that_fails_is_found(backend):
         raise ValueError("no such instruction")
 
     finding = backend(run)
-    assert (finding.state, finding.detail) == ("broken", "ValueError: no such instruction")
+    assert finding.state == "broken"
+    assert "test: ValueError: no such instruction" in finding.detail
     assert not finding.prevents
 
 
 def test_a_kernel_that_is_not_for_this_device_says_why(backend):
     finding = backend(lambda *args: None, lambda *args: "it needs CUDA tensors")
-    assert finding.state == "absent"
-    assert "it needs CUDA tensors" in finding.detail
+    assert finding.state == "works"
+    assert "test: it needs CUDA tensors" in finding.detail
+
+
+def test_a_device_on_which_pytorch_itself_fails_prevents_predictions(cache, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(ops.add, "backends", {"reference": (broken, lambda *args: None)})
+    (finding,) = [item for item in doctor.kernels(CPU) if item.subject.startswith("add")]
+    assert finding.prevents
+    assert finding.detail == "RuntimeError: no kernel image is available"
 
 
 def test_without_pytorch(tmp_path, monkeypatch):

@@ -26,18 +26,19 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTS = [p for d in (".", "docs", "examples", "benchmarks") for p in sorted((ROOT / d).glob("*.md"))]
 
 MAY_IMPORT = {
+    "cache": (),
     "errors": (),
     "residues": (),
     "testing": (),
     "config": ("errors",),
     "options": ("config", "errors"),
     "progress": (),
-    "ops": ("errors", "memory.rows"),
+    "ops": ("cache", "errors", "memory.rows"),
     "memory": ("config", "errors"),
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),
     "data": ("config", "errors", "residues"),
-    "weights": ("config", "errors"),
+    "weights": ("cache", "config", "errors"),
     "output": ("config", "errors", "residues", "data.query"),
 }
 """What a part may import of axfold, beside itself and the version."""

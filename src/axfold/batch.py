@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from axfold import __version__, options
 from axfold.config import Config
@@ -120,12 +120,26 @@ def run(request: Options, display: Plain) -> Outcome:
         for text in dict.fromkeys(told):
             log.warning("%s", text)
         try:
-            return batch.run()
+            with warnings.catch_warnings():
+                warnings.showwarning = _log  # of a kernel that does not work here
+                return batch.run()
         except KeyboardInterrupt:
             log.info("Interrupted")
             raise
         finally:
             display.end()
+
+
+def _log(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line of the log."""
+    log.warning("%s", message)
 
 
 class _Batch:

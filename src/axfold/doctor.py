@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ from axfold.output import files
 
 if TYPE_CHECKING:
     import torch
+
+    from axfold.ops import cases
 
 State = Literal["works", "absent", "broken"]
 
@@ -146,121 +148,62 @@ def _device(index: int) -> Finding:
 
 
 def kernels(device: torch.device) -> Iterator[Finding]:
-    """Every backend of every op on a small input, against the reference in float64."""
-    from axfold import ops
-
-    for op in (value for name in ops.__all__ if isinstance(value := getattr(ops, name), ops.Op)):
-        for backend in op.backends:
-            yield _kernel(op, backend, device)
-
-
-def _kernel(op: Any, backend: str, device: torch.device) -> Finding:
+    """Which backend takes the calls of each op, as the network makes them, and what their checks find."""
     import torch
 
-    from axfold.ops import BackendError
+    from axfold.network import find_precision
+    from axfold.ops import cases
 
-    subject = f"{op.name}, {backend}"
-    needed = backend == "reference"
-    generator = torch.Generator().manual_seed(0)
-    exact = [x.to(device, torch.float64) for x in EXAMPLES[op.name](generator)]
-    inputs = [x.float() for x in exact]
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    for precision in dict.fromkeys(
+        [find_precision("auto", device), "fp32"]
+    ):  # the structure module has the latter
+        calls: dict[Any, list[cases.Call]] = {}
+        for call in cases.calls(dtypes[precision]):
+            calls.setdefault(call.op, []).append(call)
+        for op, several in calls.items():
+            yield _kernel(f"{op.name}, {precision}", op, several, device)
+
+
+def _kernel(subject: str, op: Any, calls: Sequence[cases.Call], device: torch.device) -> Finding:
+    """About the backends of an op, the one that is preferred first, until there is one that takes all calls."""
+    from axfold.ops.health import HEALTH
+    from axfold.ops.small import draw
+
+    state: State = "works"
+    todo, others, taken = "", [], []
     try:
-        with torch.inference_mode():
-            wanted = _together(op(*(x.clone() for x in exact), backend="reference"))
-            found = _together(op(*inputs, backend=backend))
-        error = float((found - wanted).norm() / wanted.norm())
-    except BackendError as failure:
-        return Finding(subject=subject, state="absent", detail=str(failure), needed=needed)
+        for backend in reversed(op.backends):
+            seconds, checks, reasons = 0.0, [], []
+            for call in calls:
+                reason = op.backends[backend][1](*draw(op.small(*call.arguments), device))
+                if reason is None:
+                    verdict = HEALTH.examine(op, backend, call.arguments, device)
+                    seconds += verdict.seconds
+                    if (reason := verdict.reason) is None:
+                        checks.append(verdict)
+                    else:
+                        state, todo = "broken", todo or verdict.todo
+                if reason is not None:
+                    reasons.append(reason)
+            if checks:
+                error = max(verdict.error or 0.0 for verdict in checks)
+                rounding = max(verdict.rounding or 0.0 for verdict in checks)
+                some = f" in {len(checks)} of {len(calls)} calls" if reasons else ""
+                checked = f", error {error:.0e} (PyTorch's {rounding:.0e}), {seconds:.1f} s"
+                taken.append(f"{backend}{some}{'' if backend == 'reference' else checked}")
+            others += [f"{backend}: {reason}" for reason in dict.fromkeys(reasons)]
+            if not reasons:
+                break
     except Exception as failure:  # whatever a compiler or driver raises: it is what is looked for
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
-        return Finding(subject=subject, state="broken", detail=reason, needed=needed, todo=_REPORT)
-    good = error < 1e-4
-    return Finding(
-        subject=subject,
-        state="works" if good else "broken",
-        detail=f"on {device}, relative error {error:.0e}",
-        needed=needed,
-        todo=_REPORT,
-    )
+        return Finding(subject=subject, state="broken", detail=reason, needed=True, todo=_REPORT)
+    needed = backend == "reference" and bool(reasons)
+    detail = "; ".join(taken + others)
+    return Finding(subject=subject, state=state, detail=detail, needed=needed, todo=todo)
 
 
-def _together(results: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The numbers of an op's result, or of its several results, in one tensor."""
-    import torch
-
-    several = results if isinstance(results, tuple) else (results,)
-    return torch.cat([x.flatten() for x in several])
-
-
-_REPORT = (
-    "A kernel computes wrong numbers or fails here: update PyTorch, and report it with what doctor says."
-)
-
-
-def _attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
-    import torch
-
-    q, k, v, gate = torch.randn(4, 3, 7, 2, 8, generator=generator)
-    return q, k, v, gate, torch.ones(3, 7), torch.randn(2, 7, 7, generator=generator)
-
-
-def _point_attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
-    """5 residues, 2 heads of 16 channels, 4 points asked for and 8 given."""
-    import torch
-
-    residues = (5, 2, 16), (5, 2, 16), (5, 2, 16), (5, 2, 4, 3), (5, 2, 4, 3), (5, 2, 8, 3)
-    shapes = *residues, (2,), (5, 5, 16), (16,), (16,), (2, 16), (2,)
-    return *(torch.randn(shape, generator=generator) for shape in shapes), torch.ones(5), torch.ones(5)
-
-
-def _column_attention(generator: torch.Generator) -> Iterable[torch.Tensor]:
-    import torch
-
-    shapes = (16,), (16,), (16, 16), (16, 16), (16, 16), (16,), (16, 16), (16,)
-    m = torch.randn(3, 5, 16, generator=generator)
-    return m, torch.ones(3, 5), *(torch.randn(shape, generator=generator) for shape in shapes)
-
-
-def _outer_product_update(generator: torch.Generator) -> Iterable[torch.Tensor]:
-    import torch
-
-    shapes = (2, 5, 16), (2, 3, 8), (3, 5, 8), (2, 5), (16, 64), (16,)
-    z, a, b, count, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
-    return z, a, b, count.square() + 1, weight, bias
-
-
-def _residual(generator: torch.Generator) -> Iterable[torch.Tensor]:
-    import torch
-
-    return torch.randn(2, 5, 5, 3, generator=generator)
-
-
-def _normals(*shapes: tuple[int, ...]) -> Callable[[torch.Generator], Iterable[torch.Tensor]]:
-    def example(generator: torch.Generator) -> Iterable[torch.Tensor]:
-        import torch
-
-        return [torch.randn(shape, generator=generator) for shape in shapes]
-
-    return example
-
-
-EXAMPLES: dict[str, Callable[[torch.Generator], Iterable[torch.Tensor]]] = {
-    "gated_attention": _attention,
-    "global_column_attention": _column_attention,
-    "invariant_point_attention": _point_attention,
-    "outer_product_update": _outer_product_update,
-    "add": _residual,
-    "layer_norm": _normals((3, 7, 16), (16,), (16,)),
-    "softmax": _normals((3, 2, 5, 7), (3, 7), (2, 5, 7)),
-    "linear_residual": _normals((3, 7, 16), (3, 7, 32), (16, 32), (16,)),
-    "normed_linear": _normals((3, 7, 16), (16,), (16,), (32, 16), (32,)),
-    "transition": _normals((3, 7, 16), (16,), (16,), (64, 16), (64,), (16, 64), (16,)),
-    "triangle_operand": _normals((3, 7, 16), (3, 7), (16,), (16,), (32, 16), (32,)),
-    "triangle_update": _normals(
-        *[(3, 7, 16), (16, 3, 7), (16, 7, 7), (16,), (16,), (16,), (16,), (16, 16), (16,), (16, 16), (16,)]
-    ),
-}
-"""A small input of each op."""
+_REPORT = "PyTorch itself fails on this device: update it and the device's driver."
 
 
 def _weights(cache: Path | None) -> Finding:

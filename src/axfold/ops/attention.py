@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 
 MASKED = -1e9
@@ -42,6 +43,16 @@ def gated_attention(
     return (gate.sigmoid() * torch.einsum("...rhqk,...rkhc->...rqhc", weights, v)).flatten(-2)
 
 
+@gated_attention.like
+def _small(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> small.Smalls:
+    row = small.normal(q, small.ROWS, small.POSITIONS, *q.shape[-2:])
+    hidden = small.mask(mask, small.ROWS, small.POSITIONS)
+    shape = q.shape[-2], small.POSITIONS, small.POSITIONS
+    return row, row, row, row, hidden, None if bias is None else small.normal(bias, *shape)
+
+
 _MASKED_LOGITS = 1 << 25  # at once where keys are masked: each row has a bias of its own
 
 
@@ -57,7 +68,7 @@ def _sdpa_why_not(
     return None
 
 
-@gated_attention.backend("sdpa", why_not=_sdpa_why_not)
+@gated_attention.backend("sdpa", why_not=_sdpa_why_not, checked=False)
 def gated_attention_sdpa(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> Tensor:

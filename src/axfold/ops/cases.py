@@ -1,6 +1,6 @@
 """Named inputs of the operations: the shapes that the network really runs, and those that go wrong first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +10,12 @@ from torch import Tensor
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
 from axfold.ops.layer_norm import layer_norm
+from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import Op
 from axfold.ops.outer import outer_product_update
 from axfold.ops.point_attention import invariant_point_attention
+from axfold.ops.residual import add
 from axfold.ops.softmax import softmax
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
@@ -311,3 +313,85 @@ def _alone(n: int) -> tuple[Layer, ...]:
 
 LAYERS = (*_layers(256), *_layers(1024), *_layers(1200), *_alone(256), *_alone(1024))
 """What a pass consists of beside attention, and what is not fused anywhere."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the network, by arguments without numbers (on PyTorch's "meta" device) and with few residues."""
+
+    op: Op
+    name: str
+    arguments: Arguments
+
+
+def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
+    """Every op with all the channels that the network gives or would give it, where the trunk computes in `dtype`.
+
+    The structure module computes in at least float32.
+    """
+    rows, n = 2, 32
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def x(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def linear(out: int, c: int) -> tuple[Tensor, Tensor]:
+        return x(out, c), x(out)
+
+    def norm(c: int) -> tuple[Tensor, Tensor]:
+        return x(c), x(c)
+
+    mask = x(rows, n) if masked else x().expand(rows, n)
+    representations = (
+        ("pair", 128, 4, 32),
+        ("MSA", 256, 8, 32),
+        ("extra MSA", 64, 8, 8),
+        ("template", 64, 4, 16),
+    )
+    for name, c, heads, c_head in representations:
+        row, bias = x(rows, n, heads, c_head), x(heads, n, n)
+        yield Call(gated_attention, name, (row, row, row, row, mask, bias))
+        layer = linear(4 * heads * c_head, c)
+        yield Call(normed_linear, f"{name}, to attention", (x(rows, n, c), *norm(c), *layer))
+        width = heads * c_head
+        attended = x(rows, n, c), x(rows, n, width), *linear(c, width), None
+        yield Call(linear_residual, f"{name}, from attention", attended)
+    row = x(rows, n, 8, 32)
+    yield Call(gated_attention, "MSA, columns", (row, row, row, row, mask, None))
+    for name, c, heads in (("pair", 128, 4), ("pair, for the MSA", 128, 8), ("template", 64, 4)):
+        yield Call(normed_linear, f"{name}, to bias", (x(rows, n, c), *norm(c), x(heads, c)))
+    yield Call(add, "pair", (x(rows, n, 128), x(rows, n, 128)))
+    for name, c in (
+        ("pair", 128),
+        ("MSA", 256),
+    ):  # not of the network itself, whose operations take them along
+        yield Call(layer_norm, name, (x(rows, n, c), *norm(c)))
+    yield Call(softmax, "pair", (x(rows, 4, n, n), mask, x(4, n, n)))
+    for name, c, factor in (("pair", 128, 4), ("MSA", 256, 4), ("extra MSA", 64, 4), ("template", 64, 2)):
+        yield Call(
+            transition, name, (x(rows, n, c), *norm(c), *linear(factor * c, c), *linear(c, factor * c))
+        )
+    for name, c in (("pair", 128), ("template", 64)):
+        z, products = x(rows, n, c), (x(c, rows, n), x(c, n, n))
+        yield Call(triangle_operand, name, (z, mask, *norm(c), *linear(2 * c, c)))
+        norms, outputs = (*norm(c), *norm(c)), (*linear(c, c), *linear(c, c))
+        yield Call(triangle_update, name, (z, *products, *norms, *outputs, None))
+    operands = (
+        x(rows, 5, 32),
+        x(5, n, 32),
+        (x(rows, n, dtype=wide) if masked else x(dtype=wide).expand(rows, n)),
+    )
+    yield Call(outer_product_update, "pair", (x(rows, n, 128), *operands, *linear(128, 32 * 32)))
+    m, projections = x(rows, n, 64), (x(64, 64), x(16, 64))
+    layers = *linear(64, 64), *linear(64, 64)
+    yield Call(global_column_attention, "extra MSA", (m, mask, *norm(64), *projections, *layers))
+
+    def wide_x(*shape: int) -> Tensor:
+        return x(*shape, dtype=wide)
+
+    residues = [wide_x(m, 12, 16) for m in (rows, n, n)]
+    points = [wide_x(m, 12, p, 3) for m, p in ((rows, 4), (n, 4), (n, 8))]
+    parameters = wide_x(128), wide_x(128), wide_x(12, 128), wide_x(12)
+    masks = wide_x(rows), wide_x(n)
+    arguments = *residues, *points, wide_x(12), x(rows, n, 128), *parameters, *masks
+    yield Call(invariant_point_attention, "structure module", arguments)

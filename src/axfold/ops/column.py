@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.attention import masked_logit
 from axfold.ops.op import Op
 from axfold.ops.residual import add
@@ -42,3 +43,9 @@ def global_column_attention(
     mixed = torch.einsum("...rhs,...rsc->...rhc", weights, v).flatten(-2)
     gated = F.linear(x, gate_weight, gate_bias).sigmoid() * mixed.unsqueeze(-2)
     return add(m, F.linear(gated, output_weight, output_bias))
+
+
+@global_column_attention.like
+def _small(m: Tensor, mask: Tensor, *parameters: Tensor) -> small.Smalls:
+    shape = small.ROWS, small.POSITIONS
+    return small.normal(m, *shape, m.shape[-1]), small.mask(mask, *shape), *small.parameters(parameters)

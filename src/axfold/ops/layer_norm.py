@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 
 
@@ -16,3 +17,8 @@ def layer_norm(
     Has a backward, whose gradients of weight and bias are the same in every run. Leaves x as it is.
     """
     return F.layer_norm(x, weight.shape, weight, bias)
+
+
+@layer_norm.like
+def _small(x: Tensor, *parameters: Tensor) -> small.Smalls:
+    return small.normal(x, small.ROWS, small.POSITIONS, x.shape[-1]), *small.parameters(parameters)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 from axfold.ops.residual import add
 
@@ -23,3 +24,10 @@ def linear_residual(
     """
     update = F.linear(y, weight, bias)
     return add(x, update if keep is None else update * keep)
+
+
+@linear_residual.like
+def _small(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None = None) -> small.Smalls:
+    shape = small.ROWS, small.POSITIONS
+    first = small.normal(x, *shape, x.shape[-1]), small.normal(y, *shape, y.shape[-1])
+    return *first, *small.parameters([weight, bias]), small.dropout(keep, x.shape[-1])

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 from axfold.ops.residual import add
 
@@ -28,3 +29,13 @@ def outer_product_update(
     product = product.unflatten(-2, (z.shape[-3], -1)).unflatten(-1, (z.shape[-2], -1))
     product = product.transpose(-2, -3).flatten(-2)
     return add(z, F.linear(product, weight, bias) / (count + 1e-3).to(z.dtype)[..., None])
+
+
+@outer_product_update.like
+def _small(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor) -> small.Smalls:
+    c, shape = a.shape[-1], (small.ROWS, small.POSITIONS)
+    operands = small.normal(a, small.ROWS, 5, c), small.normal(b, 5, small.POSITIONS, c)
+    number = small.mask(count, *shape)
+    if number.kind == "mask":
+        number = number._replace(kind="positive")
+    return small.normal(z, *shape, z.shape[-1]), *operands, number, *small.parameters([weight, bias])

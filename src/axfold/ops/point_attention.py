@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 
 
@@ -50,3 +51,36 @@ def invariant_point_attention(
 def scale_of_points(point_weights: Float[Tensor, " h"], points: int) -> Float[Tensor, " h"]:
     """What half of the squared distances is multiplied with: line 7."""
     return F.softplus(point_weights) * (3 * points * 9 / 2) ** -0.5
+
+
+@invariant_point_attention.like
+def _small(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_points: Tensor,
+    k_points: Tensor,
+    v_points: Tensor,
+    point_weights: Tensor,
+    z: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    bias_weight: Tensor,
+    bias_bias: Tensor,
+    mask: Tensor,
+    masks: Tensor,
+) -> small.Smalls:
+    asked, known = ((n, q.shape[-2]) for n in (small.ROWS, small.POSITIONS))
+    c, p, p_v = q.shape[-1], q_points.shape[-2], v_points.shape[-2]
+    return (
+        *(small.normal(x, *who, c) for x, who in ((q, asked), (k, known), (v, known))),
+        *(
+            small.normal(x, *who, n, 3)
+            for x, who, n in ((q_points, asked, p), (k_points, known, p), (v_points, known, p_v))
+        ),
+        *small.parameters([point_weights]),
+        small.normal(z, small.ROWS, small.POSITIONS, z.shape[-1]),
+        *small.parameters([norm_weight, norm_bias, bias_weight, bias_bias]),
+        small.mask(mask, small.ROWS),
+        small.mask(masks, small.POSITIONS),
+    )

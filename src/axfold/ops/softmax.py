@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.attention import MASKED
 from axfold.ops.op import Op
 
@@ -25,3 +26,13 @@ def softmax(
     if mask is not None:
         logits = logits.masked_fill(mask[..., None, None, :] == 0, MASKED)
     return logits.softmax(dim=-1).to(x.dtype)
+
+
+@softmax.like
+def _small(x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> small.Smalls:
+    heads, queries, keys = 2, 5, x.shape[-1]
+    return (
+        small.normal(x, small.ROWS, heads, queries, keys),
+        None if mask is None else small.mask(mask, small.ROWS, keys),
+        None if bias is None else small.normal(bias, heads, queries, keys),
+    )

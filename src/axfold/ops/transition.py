@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 from axfold.ops.residual import add
 
@@ -27,3 +28,20 @@ def transition(
     hidden = F.linear(F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias), expand_weight, expand_bias)
     update = F.linear(hidden.relu_(), output_weight, output_bias)
     return add(x, update if keep is None else update * keep)
+
+
+@transition.like
+def _small(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    keep: Tensor | None = None,
+) -> small.Smalls:
+    layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
+    c = x.shape[-1]
+    kept = small.dropout(keep, c)
+    return small.normal(x, small.ROWS, small.POSITIONS, c), *small.parameters(layers), kept

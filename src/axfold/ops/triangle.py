@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from axfold.ops import small
 from axfold.ops.op import Op
 from axfold.ops.residual import add
 
@@ -28,6 +29,12 @@ def triangle_operand(
     gated = F.glu(both, dim=-1)
     del both  # each step lets go of the one before
     return _times(gated, mask[..., None]).movedim(-1, -3).contiguous()
+
+
+@triangle_operand.like
+def _small_operand(z: Tensor, mask: Tensor, *parameters: Tensor) -> small.Smalls:
+    shape = small.ROWS, small.POSITIONS
+    return small.normal(z, *shape, z.shape[-1]), small.mask(mask, *shape), *small.parameters(parameters)
 
 
 @Op
@@ -56,6 +63,19 @@ def triangle_update(
     gate = F.linear(F.layer_norm(z, norm_weight.shape, norm_weight, norm_bias), gate_weight, gate_bias)
     update = _times(update, gate.sigmoid_())
     return add(z, update if keep is None else _times(update, keep))
+
+
+@triangle_update.like
+def _small_update(z: Tensor, own: Tensor, others: Tensor, *parameters: Tensor | None) -> small.Smalls:
+    layers, keep = parameters[:8], parameters[8] if len(parameters) > 8 else None
+    c_z, c, k = z.shape[-1], own.shape[-3], small.POSITIONS + 1  # as if a zero were appended
+    return (
+        small.normal(z, small.ROWS, small.POSITIONS, c_z),
+        small.normal(own, c, small.ROWS, k),
+        small.normal(others, c, small.POSITIONS, k),
+        *small.parameters(layers),
+        small.dropout(keep, c_z),
+    )
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:

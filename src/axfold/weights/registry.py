@@ -1,10 +1,10 @@
 """The released parameters: where they are, what they are called, whose they are, and where axfold keeps them."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from axfold.cache import folder
 from axfold.config import PRESETS
 
 
@@ -48,14 +48,8 @@ ALPHAFOLD = Release(
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Where parameters are kept: in `cache`, else $AXFOLD_CACHE, else $XDG_CACHE_HOME/axfold or ~/.cache/axfold."""
-    if cache is None:
-        if own := os.environ.get("AXFOLD_CACHE"):
-            cache = Path(own)
-        else:
-            xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored where it is not absolute
-            cache = (xdg if xdg.is_absolute() else Path("~/.cache")) / "axfold"
-    return cache.expanduser() / "params"
+    """Where parameters are kept: in axfold's cache, see `axfold.cache.folder`."""
+    return folder(cache) / "params"
 
 
 def candidates(model_name: str, folder: Path) -> Iterator[Path]:

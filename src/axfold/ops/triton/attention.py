@@ -364,7 +364,7 @@ def gated_attention_triton(
 
 def tile_for(q: Tensor) -> Tile:
     """The tile for queries [..., c]."""
-    capability = _capability(q.device) if q.is_cuda else 0
+    capability, _ = tiles.gpu(q.device)
     table = TILES[tiles.precision(q.dtype)]
     return next(tile for least, most, tile in table if capability >= least and q.shape[-1] <= most)
 

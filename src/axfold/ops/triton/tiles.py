@@ -38,11 +38,15 @@ _LONG_ROWS = (
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
 TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "triangle_operand": {
-        "half": ((90, 128, Tile(64, 128, 4, 3, resident=2)), (0, 256, Tile(64, 32, 4, 2))),
+        "half": (
+            (100, 128, Tile(64, 128, 8, 3, resident=2)),
+            (90, 128, Tile(64, 128, 4, 3, resident=2)),
+            (0, 256, Tile(64, 32, 4, 2)),
+        ),
         "float32": ((90, 256, Tile(64, 64, 4, 3)), (0, 256, Tile(64, 32, 8, 2))),
     },
     "triangle_update": {
-        "half": ((90, 128, Tile(32, 128, 4, 3, resident=2)), (0, 256, Tile(32, 32, 4, 2))),
+        "half": ((90, 128, Tile(32, 128, 4, 3, resident=2)), (0, 256, Tile(32, 32, 4, 1))),
         "float32": (
             (90, 128, Tile(64, 32, 8, 3)),
             (0, 128, Tile(64, 16, 8, 2)),
@@ -52,6 +56,7 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "transition": {
         "half": (
             (90, 128, Tile(64, 64, 4, 3)),
+            (100, 256, Tile(64, 64, 8, 2)),
             (90, 256, Tile(128, 32, 8, 3)),
             (0, 128, Tile(64, 32, 4, 2)),
             (0, 256, Tile(32, 32, 4, 2)),
@@ -118,7 +123,7 @@ def products(dtype: torch.dtype) -> str:
 
 def tile(op: str, x: torch.Tensor) -> Tile:
     """The tile of an op for x, whose last axis is the channels."""
-    capability, _ = gpu(x.device)
+    capability = generation(gpu(x.device)[0])
     table = TILES[op]["float32" if x.dtype == torch.float32 else "half"]
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
 
@@ -126,6 +131,11 @@ def tile(op: str, x: torch.Tensor) -> Tile:
 def widest(op: str) -> int:
     """The most channels that any tile of an op takes."""
     return max(most for table in TILES[op].values() for _, most, _ in table)
+
+
+def generation(capability: int) -> int:
+    """Whose tiles a GPU takes: 12.0 has the shared memory and the products of 8.9, not those of 9.0 and 10.0."""
+    return 89 if capability >= 120 else capability
 
 
 def programs(tile: Tile, tiles: int, device: torch.device) -> int:
