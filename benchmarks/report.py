@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from throughput_page import many_proteins, small_proteins
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -76,7 +79,9 @@ def section(result: dict[str, Any]) -> Iterator[str]:
 
 def page(folder: Path) -> str:
     """The whole page of the results in `folder`."""
-    return HEAD + "\n".join(line for result in newest(folder) for line in section(result)) + "\n"
+    others = chain(small_proteins(folder / "graphs"), many_proteins(folder / "throughput"))
+    lines = chain((line for result in newest(folder) for line in section(result)), others)
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def main() -> None:

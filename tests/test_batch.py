@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -434,3 +435,87 @@ def test_what_is_warned_of_while_a_protein_is_folded_is_in_the_log(run, counted,
     run()
     assert "warning: attention is left to PyTorch" in capsys.readouterr().err
     assert "attention is left to PyTorch\n" in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """The network as on a GPU: features are made ahead, other processes write."""
+    monkeypatch.setattr(batch._Batch, "_overlaps", lambda self: True)
+    monkeypatch.setattr(batch, "WRITERS", 1)
+
+
+def pictureless(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in steady(tree(folder)).items() if not name.endswith(".png")}
+
+
+def test_writing_behind_and_features_ahead_change_no_file(run, tmp_path, monkeypatch, capsys):
+    plain = run(out=tmp_path / "a", num_models=2)
+    monkeypatch.setattr(batch._Batch, "_overlaps", lambda self: True)
+    monkeypatch.setattr(batch, "WRITERS", 1)
+    threads = threading.active_count()
+    beside = run(out=tmp_path / "b", num_models=2)
+    assert threading.active_count() == threads
+    assert pictureless(tmp_path / "a") == pictureless(tmp_path / "b")
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    assert [(item.name, item.result.tag) for item in beside.finished] == [
+        (item.name, item.result.tag) for item in plain.finished
+    ]
+    log = (tmp_path / "b" / "log.txt").read_text()
+    assert log.index("first protein: reranking") < log.index("second: reranking") < log.index("Done")
+    assert run(out=tmp_path / "b", num_models=2) == beside  # all is there
+
+
+def test_failures_beside_the_device_stay_with_their_protein(run, counted, tmp_path, monkeypatch, beside):
+    """One in the features, one in the network, one in writing."""
+    monomer_samples = batch.pipelines.monomer_samples
+
+    def samples(query, *args, **settings):
+        if query.name == "first protein":
+            raise AxfoldError("first protein: no features.")
+        return monomer_samples(query, *args, **settings)
+
+    monkeypatch.setattr(batch.pipelines, "monomer_samples", samples)
+
+    def fail(query, model, seed):
+        if query.name == "third":
+            raise AxfoldError("third: it does not fit.")
+
+    counted.fail = fail
+    real = Predictor._fold
+
+    def fold(self, query, *args, **settings):
+        prediction = real(self, query, *args, **settings)
+        if query.name == "fourth":
+            prediction.atom_positions[:] = np.nan
+        return prediction
+
+    monkeypatch.setattr(Predictor, "_fold", fold)
+    outcome = run(FASTA + f">third\n{SECOND}A\n>fourth\n{SECOND}G\n>fifth\n{SECOND}V\n")
+    assert [(item.name, item.stage) for item in outcome.failures] == [
+        ("first protein", "features"),
+        ("third", "features"),
+        ("fourth", "writing"),
+    ]
+    assert "that aren't numbers" in outcome.failures[2].error
+    assert [item.name for item in outcome.finished] == ["second", "fifth"]
+    assert len(json.loads((tmp_path / "out" / "failures.json").read_text())) == 3
+
+
+def test_an_interruption_beside_the_device_loses_nothing_that_is_folded(run, counted, tmp_path, beside):
+    def stop(query, model, seed):
+        if (query.name, model) == ("second", "model_2_ptm"):
+            raise KeyboardInterrupt
+
+    counted.fail = stop
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run(num_models=2)
+    assert threading.active_count() == threads
+    found = names(tmp_path / "out")
+    assert "first_protein.done.txt" in found
+    assert any(name.startswith("second_unrelaxed") for name in found)
+    assert not [name for name in found if name.endswith((".part", ".tmp"))]
+    counted.fail = None
+    del counted[:]
+    run(num_models=2)
+    assert counted == [("second", "model_2_ptm", 0)]

@@ -15,6 +15,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 @pytest.fixture(scope="module")
 def report() -> ModuleType:
+    sys.path.append(str(BENCHMARKS))  # as where it is run as a script
     spec = importlib.util.spec_from_file_location("benchmark_report", BENCHMARKS / "report.py")
     assert spec is not None
     assert spec.loader is not None
@@ -90,3 +91,20 @@ def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
     text = (tmp_path / "memory.md").read_text("utf-8")
     assert "| 24 | fp32 | offload |" in text
     assert "![memory 16 fp32](memory-16-fp32.png)" in text
+
+
+def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType) -> None:
+    head = {"date": "2026-01-02", "device": "GPU 1", "torch": "2", "axfold": "abc"}
+    settings = {"model": "model_5", "precision": "bf16", "clusters": 512, "extra": 5120, "recycles": 3}
+    row = {"graphs": True, "seconds": 0.25, "passes": [0.5, 0.25], "launches": 900}
+    small = {"residues": 256, "equal": True, "without": {**row, "launches": 4000}, "with": row}
+    large = {"residues": 900, "equal": True, "without": row, "with": {**row, "graphs": False}}
+    many = {"proteins": 30, "seconds": 60.0, "busy": 0.914, "busy_with_start": None}
+    for folder, measured in (("graphs", [small, large]), ("throughput", many)):
+        (tmp_path / folder).mkdir()
+        result = {**head, "settings": settings, "measured": measured}
+        (tmp_path / folder / "2026-01-02-gpu.json").write_text(json.dumps(result))
+    page = report.page(tmp_path)
+    assert "| 256 | 0.250 | 0.250 | 0.500 | 4000 | 900 | equal |" in page
+    assert "| 900 | 0.250 | not used | 0.500 | 900 | 900 | equal |" in page
+    assert "| GPU 1, model_5, bf16 | 3 | 30 | 60 | 1800 | 91% |  |" in page

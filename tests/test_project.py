@@ -44,8 +44,8 @@ MAY_IMPORT = {
 """What a part may import of axfold, beside itself and the version."""
 
 RUN = (
-    *("__init__", "__main__", "batch", "cli", "console", "doctor"),
-    *("forecast", "forward", "network", "planning", "predictor"),
+    *("__init__", "__main__", "ahead", "batch", "cli", "console", "doctor"),
+    *("forecast", "forward", "graphs", "network", "planning", "predictor", "writing"),
 )
 """Parts that run the others and may use all of them; nobody imports the command line."""
 
@@ -53,6 +53,7 @@ WITHOUT_TORCH = (
     *(
         "__init__",
         "__main__",
+        "ahead",
         "batch",
         "cli",
         "console",
@@ -62,6 +63,7 @@ WITHOUT_TORCH = (
         "options",
         "progress",
         "residues",
+        "writing",
     ),
     *("data", "output"),
 )

@@ -7,21 +7,28 @@ that fails stops no other, and what is on disk is not done again.
 from __future__ import annotations
 
 import logging
+import operator
+import os
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from axfold import __version__, options
+from axfold.ahead import Ahead
 from axfold.config import Config
 from axfold.console import Plain, columns, logged
-from axfold.data import inputs
+from axfold.data import inputs, pipelines
 from axfold.data import templates as template_files
+from axfold.data.features import Features
 from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError, InputError
@@ -31,11 +38,16 @@ from axfold.output.prediction import WARNING
 from axfold.output.records import Result
 from axfold.output.results import Results, job_names
 from axfold.progress import Event, FeaturesMade, PassDone, Planned, Step
+from axfold.writing import Writers, Writing
 
 if TYPE_CHECKING:
     from axfold.predictor import Predictor
 
 log = logging.getLogger(__name__)
+
+AHEAD = 2  # predictions whose features are made while another one runs
+WRITERS = max(1, min(8, (os.cpu_count() or 1) // 2))  # processes
+MOST_RESIDUES = 768  # of a protein whose features are made ahead: all samples of them lie in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,40 +168,135 @@ class _Batch:
         self.stage = "start"
         self._predictors: dict[str, Predictor] = {}
         self._profiles: dict[str, object] = {}
+        self._fitting: dict[str, list[tuple[int, int, int]]] = {}  # residues, rows and templates that fit
+        self._finished: list[Finished] = []
+        self._failures: list[Failure] = []
+        self._writers: Writers | None = None  # None: this process writes
+        self._unwritten: deque[tuple[Query, Writing]] = deque()
+        self._ahead: dict[tuple[str, str, int], Ahead[Features]] = {}
+        self._upcoming: deque[tuple[Query, str, str, int]] = deque()
 
     def run(self) -> Outcome:
-        """Protein by protein."""
-        finished: list[Finished] = []
-        failures: list[Failure] = []
+        """Protein by protein. Beside a device of its own, the CPU makes features ahead and writes behind it."""
         report = self.request.out / "failures.json"
         files.remove(report)  # an earlier run's
-        for number, (query, results) in enumerate(self.proteins, start=1):
-            length = len(query.sequence)
-            log.info("Query %d/%d: %s (length %d)", number, len(self.proteins), query.name, length)
-            try:
-                self._protein(query, results)
-            except AxfoldError as error:
-                reason = str(error)
-            except Exception as error:  # a defect, or a device that fails: the next protein may do well
-                reason = f"An unexpected error, see log.txt: {type(error).__name__}: {error}".splitlines()[0]
-                log.debug("%s", traceback.format_exc())
-            else:
-                finished += [
-                    Finished(name=query.name, result=result, path=results.structure(result))
-                    for result in results.results
-                ]
-                continue
-            self.display.end()
-            log.error("%s failed (%s): %s", query.name, self.stage, reason)
-            failures.append(Failure(name=query.name, error=reason, stage=self.stage))
-            files.write_json(report, [asdict(failure) for failure in failures])
+        with self._beside_the_device():
+            for number, (query, results) in enumerate(self.proteins, start=1):
+                length = len(query.sequence)
+                log.info("Query %d/%d: %s (length %d)", number, len(self.proteins), query.name, length)
+                with self._failing(query):
+                    self._protein(query, results)
+                self._forget(results.job)
+                while self._writers and len(self._unwritten) > self._writers.processes:
+                    self._written()
+            while self._unwritten:
+                self._written()
         log.info("Done")
-        return Outcome(finished=tuple(finished), failures=tuple(failures))
+        place = {query.name: number for number, (query, _) in enumerate(self.proteins)}
+        return Outcome(
+            finished=tuple(sorted(self._finished, key=lambda item: place[item.name])),
+            failures=tuple(sorted(self._failures, key=lambda item: place[item.name])),
+        )
+
+    @contextmanager
+    def _failing(self, query: Query) -> Iterator[None]:
+        """A protein that fails stops no other."""
+        try:
+            yield
+            return
+        except AxfoldError as error:
+            reason = str(error)
+        except Exception as error:  # a defect, or a device that fails: the next protein may do well
+            reason = f"An unexpected error, see log.txt: {type(error).__name__}: {error}".splitlines()[0]
+            log.debug("%s", traceback.format_exc())
+        self.display.end()
+        log.error("%s failed (%s): %s", query.name, self.stage, reason)
+        self._failures.append(Failure(name=query.name, error=reason, stage=self.stage))
+        report = self.request.out / "failures.json"
+        files.write_json(report, [asdict(failure) for failure in self._failures])
+
+    @contextmanager
+    def _beside_the_device(self) -> Iterator[None]:
+        """Where the network runs on a GPU: threads that make features, and processes that write."""
+        todo = [
+            (query, results.job, model, seed)
+            for query, results in self.proteins
+            if not results.finished
+            for model, seed in results.missing
+        ]
+        if len(todo) > 1 and self._overlaps():
+            self._writers = Writers(WRITERS)
+            self._upcoming.extend(todo)
+        try:
+            yield
+        finally:
+            for ahead in self._ahead.values():
+                ahead.close()
+            for _, writing in self._unwritten:  # an interruption: what is folded is written
+                writing.stop()
+            for _, writing in self._unwritten:
+                with suppress(Exception):
+                    writing.wait()
+            if self._writers is not None:
+                self._writers.close()
+
+    def _overlaps(self) -> bool:
+        """Whether the CPU has nothing else to do than to serve a device."""
+        from axfold import network
+
+        return network.find_device(self.request.device).type == "cuda"
+
+    def _written(self) -> None:
+        """Wait for the protein that has waited longest to be on disk."""
+        query, writing = self._unwritten.popleft()
+        with self._failing(query):
+            try:
+                results = writing.wait()
+            finally:
+                self.stage = writing.stage
+                self.display.end()
+                for level, text in writing.messages:
+                    log.log(level, "%s", text)
+            log.info("%s: reranking models by 'plddt' metric", query.name)
+            self._ranked(query, results)
+
+    def _ranked(self, query: Query, results: Results) -> None:
+        for rank, result in enumerate(results.results, start=1):
+            ptm = "" if result.ptm is None else f" pTM={result.ptm:.3g}"
+            log.info("rank_%03d_%s pLDDT=%.3g%s", rank, result.tag, result.plddt, ptm)
+        self._finish(query, results)
+
+    def _finish(self, query: Query, results: Results) -> None:
+        self._finished += [
+            Finished(name=query.name, result=result, path=results.structure(result))
+            for result in results.results
+        ]
+
+    def _features(self, job: str, model: str, seed: int) -> Ahead[Features] | None:
+        """The features of a prediction where they are made ahead; those of the next ones are begun."""
+        while self._upcoming and len(self._ahead) <= AHEAD:
+            query, next_job, next_model, next_seed = self._upcoming.popleft()
+            # templates are read when it is their turn, and the features of a long protein take much memory
+            if query.templates or len(query.sequence) > MOST_RESIDUES:
+                continue
+            config = self.configs[next_model]
+            passes = (config.recycles + 1) * config.ensembles
+            make = partial(_samples, query, config, next_seed, passes)
+            self._ahead[next_job, next_model, next_seed] = Ahead(make, depth=passes)
+        return self._ahead.pop((job, model, seed), None)
+
+    def _forget(self, job: str) -> None:
+        """A protein is done with, perhaps by a failure: nothing is to be made for it any more."""
+        for key in [key for key in self._ahead if key[0] == job]:
+            self._ahead.pop(key).close()
+        while self._upcoming and self._upcoming[0][1] == job:
+            self._upcoming.popleft()
 
     def _protein(self, query: Query, results: Results) -> None:
         """Fold what is missing of one protein, then rank."""
         if results.finished:
             log.info("%s is finished already", query.name)
+            self._finish(query, results)
             return
         missing = results.missing
         self.stage = "planning"
@@ -200,12 +307,43 @@ class _Batch:
         start = time.perf_counter()
         templates = self._templates(query, results, [model for model, _ in missing])
         features_seconds = time.perf_counter() - start
+        writing = None
+        if self._writers is not None:
+            writing = Writing(results, self._writers)
+            self._unwritten.append((query, writing))
+        try:
+            self._fold(query, results, missing, templates, writing)
+        except BaseException:
+            if writing is not None and self._unwritten and self._unwritten[-1][1] is writing:
+                self._unwritten.pop()
+                writing.stop()
+                with suppress(Exception):
+                    writing.wait()
+            raise
+        if writing is not None:
+            writing.finish(features_seconds)
+            return
+        log.info("reranking models by 'plddt' metric")
+        self.stage = "ranking"
+        results.finish(features_seconds=features_seconds)
+        self._ranked(query, results)
+
+    def _fold(
+        self,
+        query: Query,
+        results: Results,
+        missing: Sequence[tuple[str, int]],
+        templates: TemplateFeatures | None,
+        writing: Writing | None,
+    ) -> None:
+        """The predictions that are missing, each written once it is there."""
         for number, (model, seed) in enumerate(missing, start=1):
             tag = results.tag(model, seed)
             self.display.begin(f"{query.name} {model} seed {seed} ({number}/{len(missing)})")
             predictor = self._predictor(model)
             self.stage = "features"
-            with self._profiled(predictor, f"{query.name} {tag}"):
+            samples = self._features(results.job, model, seed)
+            with self._profiled(predictor, f"{query.name} {tag}"), samples or nullcontext():
                 prediction = predictor.predict(
                     query,
                     seed=seed,
@@ -214,28 +352,32 @@ class _Batch:
                     max_msa=self.request.max_msa,
                     ensembles=self.request.ensembles,
                     templates=templates,
+                    samples=samples,
                     keep_recycles=self.request.save_recycles,
                     keep_representations=self.request.save_representations,
                     report=lambda event, tag=tag: self._reported(tag, event),  # type: ignore[misc]
                 )
             self.stage = "writing"
-            results.write(prediction)
+            if writing is None:
+                results.write(prediction)
+            else:
+                writing.put(prediction)
             self.display.end()
             log.info("%s took %.1fs (%d recycles)", tag, prediction.seconds, len(prediction.change))
-        log.info("reranking models by 'plddt' metric")
-        self.stage = "ranking"
-        for rank, result in enumerate(results.finish(features_seconds=features_seconds), start=1):
-            ptm = "" if result.ptm is None else f" pTM={result.ptm:.3g}"
-            log.info("rank_%03d_%s pLDDT=%.3g%s", rank, result.tag, result.plddt, ptm)
 
     def _plan(self, query: Query, config: Config) -> None:
         """Refuse a protein for which no plan has the memory before its model is loaded. Raises DoesNotFit."""
         from axfold import network, planning
 
+        rows = sum(len(alignment.sequences) for alignment in query.alignments)
+        size = len(query.sequence), rows, len(query.templates)
+        if any(all(map(operator.le, size, other)) for other in self._fitting.get(config.name, ())):
+            return  # it is nowhere larger than one that fits, and planning takes longer than a block of the network
         device = network.find_device(self.request.device)
         precision = network.find_precision(self.request.precision, device)
         memory = planning.find_memory(device, self.request.memory_budget)
         planning.choose(planning.sizes_before(query, config, precision, device), memory)
+        self._fitting.setdefault(config.name, []).append(size)
 
     @contextmanager
     def _profiled(self, predictor: Predictor, name: str) -> Iterator[None]:
@@ -262,6 +404,7 @@ class _Batch:
                 device=self.request.device,
                 precision=self.request.precision,
                 memory_budget=self.request.memory_budget,
+                graphs=next((one.graphs for one in self._predictors.values()), None),
             )
         return self._predictors[model]
 
@@ -295,6 +438,10 @@ class _Batch:
             case PassDone():
                 change = "" if event.change is None else f" tol={event.change:.3g}"
                 log.info("%s recycle=%d pLDDT=%.3g%s", tag, event.recycle, event.plddt, change)
+
+
+def _samples(query: Query, config: Config, seed: int, passes: int) -> Iterator[Features]:
+    return islice(pipelines.monomer_samples(query, config, seed), passes)
 
 
 def _check(request: Options, display: Plain) -> tuple[_Batch, list[str]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 from axfold import console
-from axfold.config import Config
+from axfold.config import Config, Model
 from axfold.errors import InputError
 from axfold.memory.budget import parse_bytes, written
 from axfold.memory.costs import FLOAT32_KERNELS, KERNELS, Sizes
@@ -48,12 +49,6 @@ def sizes_for(
 ) -> Sizes:
     """Sizes of a pass; None is as many rows of the MSA as `config` takes. A GPU is one whose kernels run."""
     limit = max(config.data.msa_clusters - config.data.templates, 1)
-    wide = ("structure.", "heads.confidence.")  # at least float32
-    weights = sum(
-        prod(piece.shape) * (4 if name.startswith(wide) else ITEMSIZE[precision])
-        for name, pieces in parameters(config.model).items()
-        for piece in pieces
-    )
     return Sizes(
         residues=residues,
         clusters=limit if clusters is None else min(clusters, limit),
@@ -61,11 +56,22 @@ def sizes_for(
         templates=templates,
         model=config.model,
         itemsize=ITEMSIZE[precision],
-        weights=weights,
+        weights=_weights(config.model, precision),
         ensembles=config.ensembles,
         on_gpu=on_gpu,
         kernels=frozenset() if not on_gpu else FLOAT32_KERNELS if ITEMSIZE[precision] == 4 else KERNELS,
         msa_features=(0, 0) if on_gpu else CPU_FEATURES,
+    )
+
+
+@cache
+def _weights(model: Model, precision: str) -> int:
+    """Bytes of a model's parameters."""
+    wide = ("structure.", "heads.confidence.")  # at least float32
+    return sum(
+        prod(piece.shape) * (4 if name.startswith(wide) else ITEMSIZE[precision])
+        for name, pieces in parameters(model).items()
+        for piece in pieces
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
@@ -75,11 +75,14 @@ def load_network(config: Config, parameters: Source, device: torch.device, preci
 
 
 def on_device(
-    samples: Iterable[Mapping[str, np.ndarray]], ensembles: int, device: torch.device
-) -> Iterator[list[Features]]:
+    samples: Iterable[Mapping[str, np.ndarray]], ensembles: int, device: torch.device, *, pinned: bool = False
+) -> Generator[list[Features]]:
     """What each pass reads: as many samples of the features as `ensembles`, taken when asked for.
 
-    On `device`, but for the features of the MSA's rows: those are large, and brought as they are embedded.
+    On `device`, but for the features of the MSA's rows: those are large, and brought as they are embedded. A mask of
+    residues that hides none is one number expanded, so that nobody has to ask the device.
+
+    pinned: what stays on the host is in pinned memory, from where it comes faster
     """
     places = {
         name: torch.device("cpu") if {"S", "E"} & set(feature.shape) else device
@@ -90,7 +93,11 @@ def on_device(
     while several := list(islice(each, ensembles)):
         yield [
             {
-                name: torch.tensor(sample[name], device=place)
+                name: torch.ones((), device=place).expand(sample[name].shape)
+                if name == "seq_mask" and (sample[name] == 1).all()
+                else _pinned(sample[name])
+                if pinned and place.type == "cpu"
+                else torch.tensor(sample[name], device=place)
                 for name, place in places.items()
                 if name in sample
             }
@@ -98,19 +105,33 @@ def on_device(
         ]
 
 
+def _pinned(array: np.ndarray) -> torch.Tensor:
+    """A copy in pinned memory; NumPy lets other threads run meanwhile."""
+    copy = torch.from_numpy(np.empty(0, array.dtype)).new_empty(array.shape, pin_memory=True)
+    np.copyto(copy.numpy(), array)
+    return copy
+
+
 def passes(
-    network: AlphaFold, samples: Iterable[Sequence[Features]], leaner: Callable[[], bool] | None = None
+    network: AlphaFold,
+    samples: Iterable[Sequence[Features]],
+    leaner: Callable[[], bool] | None = None,
+    *,
+    spare: Callable[[], bool] = lambda: False,
 ) -> Iterator[Pass]:
     """The passes of Algorithm 2, as many as there are `samples`; each recycles the one before.
 
     A pass overwrites the pair of the one before: use that up before asking for the next, and let go of it.
     float32 products are exact ones, but in the trunk of a network that was loaded with "tf32". Where the device's
     memory runs out, leaner() makes the network need less or returns False; the pass under way is then done again. What
-    it recycles is kept on the host for that.
+    it recycles is kept on the host for that, or on the device where there is memory to spare(): such a copy takes as
+    long as a small protein's pass.
     """
     recycled = None
     for several in samples:
-        kept = None if recycled is None or leaner is None else network.snapshot(recycled)
+        kept, on_device = None, spare()
+        if recycled is not None and leaner is not None:
+            kept = network.snapshot(recycled, None if on_device else "cpu")
         with torch.inference_mode(), _without_tf32():
             while True:
                 try:
@@ -123,6 +144,8 @@ def passes(
                 finally:
                     network.rows.drop()  # what an error left to be done
                 recycled = None
+                if kept is not None and on_device:
+                    kept, on_device = network.snapshot(kept), False
                 torch.cuda.empty_cache()
                 if not leaner():
                     raise torch.OutOfMemoryError("no plan of the memory is left")

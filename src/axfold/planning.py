@@ -14,6 +14,7 @@ from axfold.config import Config
 from axfold.data.query import Query
 from axfold.errors import InputError
 from axfold.forecast import CPU_FEATURES, line, sizes_for
+from axfold.graphs import Graphs, bytes_held, with_graphs
 from axfold.memory.apply import apply
 from axfold.memory.budget import parse_bytes, written
 from axfold.memory.costs import Sizes
@@ -156,15 +157,35 @@ class Ladder:
     """The plan that a network runs by, and leaner ones for when its memory does not suffice."""
 
     def __init__(
-        self, network: AlphaFold, sizes: Sizes, memory: Memory, bus: Bus, say: Callable[[str], None]
+        self,
+        network: AlphaFold,
+        sizes: Sizes,
+        memory: Memory,
+        bus: Bus,
+        say: Callable[[str], None],
+        graphs: Graphs | None = None,
     ):
-        """Makes `network` run by the fastest plan that fits. Raises DoesNotFit."""
+        """Makes `network` run by the fastest plan that fits, with `graphs` where they help. Raises DoesNotFit."""
         self._network, self._sizes, self._memory, self._bus, self._say = network, sizes, memory, bus, say
+        self._graphs = graphs
         self.plan = choose(sizes, memory)
         apply(network, self.plan, bus)
+        with_them = graphs and with_graphs(self.plan, sizes, memory.device_bytes)
+        self._has_graphs = with_them is not None
+        if graphs is not None and with_them:
+            self.plan = with_them
+            graphs.say = say
+            graphs.apply(network, bytes_held(sizes))
+        else:
+            self._without_graphs()
+
+    def has_graphs(self) -> bool:
+        """Whether graphs are used, for which there is twice the memory of a pass."""
+        return self._has_graphs
 
     def leaner(self) -> bool:
         """The memory ran out: take the next leaner plan and say so. False where there is none."""
+        self._without_graphs()
         # what another process took meanwhile is gone
         now = find_memory(self._memory.device)
         self._memory = replace(self._memory, device_bytes=min(self._memory.device_bytes, now.device_bytes))
@@ -177,6 +198,12 @@ class Ladder:
             f"The memory of {self._memory.name} ran out; going on with {line(self.plan, self._memory.device_bytes)}."
         )
         return True
+
+    def _without_graphs(self) -> None:
+        self._has_graphs = False
+        if self._graphs is not None:
+            self._graphs.remove(self._network)
+            self._graphs.clear()
 
 
 def _host_memory() -> int:

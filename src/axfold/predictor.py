@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import date
-from itertools import chain
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from axfold import network, planning
+from axfold.ahead import Ahead
 from axfold.config import Config, Heads
 from axfold.data import inputs, pipelines
 from axfold.data import templates as template_files
@@ -30,7 +31,9 @@ from axfold.data.query import Query
 from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
 from axfold.forecast import line
+from axfold.graphs import Graphs
 from axfold.memory.host import Bus
+from axfold.model.alphafold import Features as OnDevice
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
 from axfold.model.heads import AlignedError
@@ -100,6 +103,7 @@ class Predictor:
     precision: of the trunk, "fp32", "tf32" (fp32 whose products may be TF32's, where the device has it), "bf16" or
         "auto", which is bf16 on CUDA devices that have it
     memory_budget: how much of the device's memory to use at most ("8GB"); None: what is free
+    graphs: of the device, shared by predictors that run one after the other; None: its own
 
     Raises InputError and WeightsError.
     """
@@ -112,6 +116,7 @@ class Predictor:
         device: str = "auto",
         precision: str = "auto",
         memory_budget: str | None = None,
+        graphs: Graphs | None = None,
     ):
         self.config = configured(model)
         self.source = source.find(model, None if params is None else str(params))
@@ -120,6 +125,7 @@ class Predictor:
         self.memory_budget = memory_budget
         planning.find_memory(self.device, memory_budget)  # raises what is wrong with the budget
         self.bus = Bus(self.device)
+        self.graphs = graphs or Graphs(self.device)
         self.network = network.load_network(self.config, self.source, self.device, self.precision)
 
     def predict(
@@ -133,6 +139,7 @@ class Predictor:
         ensembles: int | None = None,
         templates: TemplateFeatures | None = None,
         max_template_date: date | None = None,
+        samples: Iterator[Features] | None = None,
         keep_recycles: bool = False,
         keep_representations: bool = False,
         report: Report | None = None,
@@ -142,6 +149,8 @@ class Predictor:
         recycles, tolerance, max_msa, ensembles: see `options.configured`
         templates: used instead of those that the query names, which otherwise are read here; one that can't be
         used is a warning. max_template_date: only structures released until then
+        samples: the features of this query with these settings, where they are made elsewhere; then `feature_seconds`
+        of the prediction is the time for which it waited for them
         keep_recycles, keep_representations: fill the Prediction's fields of that kind
         report: called as the prediction goes on
 
@@ -152,16 +161,17 @@ class Predictor:
         config = configured(
             self.config.name, recycles=recycles, tolerance=tolerance, max_msa=max_msa, ensembles=ensembles
         )
-        if templates is None and query.templates and config.data.templates:
+        if samples is None and templates is None and query.templates and config.data.templates:
             templates = _read_templates(query, config.data.templates, max_template_date)
-        samples = _Timed(pipelines.monomer_samples(query, config, seed, templates=templates))
+        made = samples or pipelines.monomer_samples(query, config, seed, templates=templates)
+        timed = _Timed(made)
         start = time.perf_counter()
         with _memory_errors(query, config, self.device):
             prediction = self._fold(
-                query, config, seed, samples, keep_recycles, keep_representations, report or _nobody
+                query, config, seed, timed, keep_recycles, keep_representations, report or _nobody
             )
-        seconds = time.perf_counter() - start - samples.seconds
-        return replace(prediction, feature_seconds=samples.seconds, seconds=seconds)
+        seconds = time.perf_counter() - start - timed.seconds
+        return replace(prediction, feature_seconds=timed.seconds, seconds=seconds)
 
     @torch.inference_mode()
     def _fold(
@@ -182,22 +192,27 @@ class Predictor:
 
         memory = planning.find_memory(self.device, self.memory_budget)
         sizes = planning.sizes_of(first, config, self.network)
-        ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell)
+        ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell, self.graphs)
         tell(line(ladder.plan, memory.device_bytes))
         mask = torch.tensor(first["seq_mask"], device=self.device)
         changes: list[float] = []
         by_pass: list[tuple[np.ndarray, np.ndarray]] = []
         before: Tensor | None = None
         result: Pass | None = None
-        inputs_of_passes = network.on_device(chain([first], samples), config.ensembles, self.device)
-        with network.watched(
-            self.network,
-            config,
-            passes=config.recycles + 1,
-            templates=len(first.get("template_aatype", ())) > 0,
-            report=None if report is _nobody else report,
+        inputs_of_passes = self._inputs(first, samples, config, ahead=ladder.has_graphs())
+        with (
+            closing(inputs_of_passes),
+            network.watched(
+                self.network,
+                config,
+                passes=config.recycles + 1,
+                templates=len(first.get("template_aatype", ())) > 0,
+                report=None if report is _nobody else report,
+            ),
         ):
-            for recycle, result in enumerate(network.passes(self.network, inputs_of_passes, ladder.leaner)):
+            for recycle, result in enumerate(
+                network.passes(self.network, inputs_of_passes, ladder.leaner, spare=ladder.has_graphs)
+            ):
                 atoms = result.structure.atom37
                 logits = _array(self.network.heads.confidence(result.structure.single))
                 plddt = confidence.plddt(logits).astype(np.float32)
@@ -239,12 +254,21 @@ class Predictor:
             meaningless=self.source.is_synthetic,
         )
 
+    def _inputs(
+        self, first: Features, samples: _Timed, config: Config, *, ahead: bool
+    ) -> Generator[list[OnDevice]] | Ahead[list[OnDevice]]:
+        """What the passes read. ahead: that of the next pass is made ready while one runs, which is not timed."""
+        if not ahead:
+            return network.on_device(chain([first], samples), config.ensembles, self.device)
+        needed = islice(chain([first], samples.untimed), config.ensembles * (config.recycles + 1))
+        return Ahead(lambda: network.on_device(needed, config.ensembles, self.device, pinned=True), depth=1)
+
 
 class _Timed(Iterator[Features]):
-    """Samples of the features, and the seconds that making them has taken so far."""
+    """Samples of the features, and the seconds that waiting for them has taken so far."""
 
     def __init__(self, samples: Iterator[Features]):
-        self._samples = samples
+        self.untimed = self._samples = samples
         self.seconds = 0.0
 
     def __next__(self) -> Features:

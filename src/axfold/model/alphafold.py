@@ -75,8 +75,10 @@ class Trunk(nn.Module):
         """
         weight = self.single.weight
         target = features["target_feat"].to(weight)
-        seq_mask = present(features["seq_mask"].to(weight))
-        pair_mask = present(seq_mask.unsqueeze(-1) * seq_mask.unsqueeze(-2))
+        mask = present(features["seq_mask"], weight)
+        pair_mask = mask.unsqueeze(-1).expand(*mask.shape, mask.shape[-1])
+        if any(mask.stride()):  # padding
+            pair_mask = pair_mask * mask.unsqueeze(-2)
         beta = pseudo_beta(recycled.positions, features["aatype"])
         z = self.embed_pair(recycled.pair, target, features["residue_index"], beta)
 
@@ -94,11 +96,11 @@ class Trunk(nn.Module):
         e = self.embed_extra(
             features["extra_msa"], features["extra_has_deletion"], features["extra_deletion_value"]
         )
-        _, z = self.extra_stack(e, z, present(features["extra_msa_mask"].to(weight)), pair_mask)
+        _, z = self.extra_stack(e, z, present(features["extra_msa_mask"], weight), pair_mask)
         del e, _  # before the MSA representation is made
 
         m = self.embed_msa(features["msa_feat"], target, recycled.msa_first_row)
-        msa_mask = present(features["msa_mask"].to(weight))
+        msa_mask = present(features["msa_mask"], weight)
         sequences = m.shape[-3]
         if self.template_torsions is not None and features["template_aatype"].shape[-2]:
             rows, mask = self.template_torsions(
@@ -155,11 +157,13 @@ class AlphaFold(nn.Module):
         structure = self.structure(single, pair, samples[0]["aatype"], samples[0]["seq_mask"])
         return Pass(msa, first, single, pair, structure)
 
-    def snapshot(self, recycled: Recycled) -> Recycled:
-        """A copy in the host's memory, which a pass leaves as it is."""
+    def snapshot(self, recycled: Recycled, device: str | None = "cpu") -> Recycled:
+        """A copy in the host's memory, or where it is now (None), which a pass leaves as it is."""
         pair = self.rows.whole(recycled.pair)
-        pair = pair.to("cpu", copy=pair.data_ptr() == recycled.pair.data_ptr())
-        first, positions = (x.to("cpu", copy=True) for x in (recycled.msa_first_row, recycled.positions))
+        pair = pair.to(device or pair.device, copy=pair.data_ptr() == recycled.pair.data_ptr())
+        first, positions = (
+            x.to(device or x.device, copy=True) for x in (recycled.msa_first_row, recycled.positions)
+        )
         return Recycled(first, pair, positions)
 
     def placed(self, recycled: Recycled) -> Recycled:

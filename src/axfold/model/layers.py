@@ -104,9 +104,14 @@ class GatedAttention(nn.Module):
         return ops.linear_residual(x, mixed, self.output.weight, self.output.bias, self.dropout.keep(x))
 
 
-def present(mask: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The mask; one that hides nothing as a single number expanded, which takes no memory and is known at sight."""
-    return mask.new_ones(()).expand_as(mask) if bool((mask == 1).all()) else mask
+def present(mask: Float[Tensor, "*shape"], like: Tensor) -> Float[Tensor, "*shape"]:
+    """The mask in the type and on the device of `like`.
+
+    One that hides nothing is a single number expanded, which takes no memory and is known at sight. A mask on the host
+    is looked at there, so that the device goes on working.
+    """
+    whole = not any(mask.stride()) or bool((mask == 1).all())
+    return like.new_ones(()).expand_as(mask) if whole else mask.to(like)
 
 
 def one_hot_bins(

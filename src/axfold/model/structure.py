@@ -149,41 +149,60 @@ class StructureModule(nn.Module):
         aatype: Int[Tensor, "*b n"],
         mask: Float[Tensor, "*b n"],
     ) -> Structure:
-        scale = self.sizes.position_scale
         initial = self.norm_single(single.to(self.project.weight.dtype))  # line 1
         s = self.project(initial)  # line 3; line 2, of the pair, row by row where it is used
         mask = mask.to(s.dtype)
-        quaternion = s.new_tensor([1.0, 0, 0, 0]).expand(*s.shape[:-1], 4)  # line 4
+        quaternion = s.new_zeros(*s.shape[:-1], 4)  # line 4
+        quaternion[..., 0] = 1
         translation = s.new_zeros(*s.shape[:-1], 3)
         layers = []
         for _ in range(self.sizes.layers):
-            frames = Rigid(rotation_of(quaternion), translation)
-            s = self.attention(s, pair, mask, frames, self.norm_pair)  # line 6
-            s = self.norm_attention(self.dropout(s))  # line 7
-            hidden = s  # line 8
-            for i, linear in enumerate(self.transition):
-                hidden = linear(hidden if i == 0 else hidden.relu())
-            s = self.norm_transition(self.dropout(s + hidden))  # line 9
-            update = self.backbone(s)  # line 10, Algorithm 23
-            quaternion = turn(quaternion, update[..., :3])
-            translation = translation + (frames.rotation @ update[..., 3:, None]).squeeze(-1)
-
-            unnormalised = self.angles(s, initial)  # lines 11 to 14
-            torsions = unnormalised / unnormalised.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-            backbone = Rigid(rotation_of(quaternion), translation).scale(scale)
-            groups = frames_of_torsions(backbone, torsions, aatype)
-            atom14 = atom14_of_frames(groups, aatype)  # line 24
-            layers.append(
-                {
-                    "quaternion": quaternion,
-                    "translation": backbone.translation,
-                    "torsions": torsions,
-                    "unnormalised_torsions": unnormalised,
-                    "frames_rotation": groups.rotation,
-                    "frames_translation": groups.translation,
-                    "atom14": atom14,
-                }
+            s, quaternion, translation, layer = self.layer(
+                pair, s, initial, quaternion, translation, aatype, mask
             )
+            layers.append(layer)
             quaternion = quaternion.detach()  # line 20: no gradient through the rotations between layers
+        atom14 = layers[-1]["atom14"]
         atom37, atom_mask = atom37_of_atom14(atom14, aatype)
         return Structure(atom37, atom_mask, atom14, s, tuple(layers))
+
+    def layer(
+        self,
+        pair: Float[Tensor, "*b n n c_z"],
+        s: Float[Tensor, "*b n c_s"],
+        initial: Float[Tensor, "*b n c_s"],
+        quaternion: Float[Tensor, "*b n 4"],
+        translation: Float[Tensor, "*b n 3"],
+        aatype: Int[Tensor, "*b n"],
+        mask: Float[Tensor, "*b n"],
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """s, quaternion and translation after one more layer, and what `Structure` keeps of it."""
+        frames = Rigid(rotation_of(quaternion), translation)
+        s = self.attention(s, pair, mask, frames, self.norm_pair)  # line 6
+        s = self.norm_attention(self.dropout(s))  # line 7
+        hidden = s  # line 8
+        for i, linear in enumerate(self.transition):
+            hidden = linear(hidden if i == 0 else hidden.relu())
+        s = self.norm_transition(self.dropout(s + hidden))  # line 9
+        update = self.backbone(s)  # line 10, Algorithm 23
+        quaternion = turn(quaternion, update[..., :3])
+        translation = translation + (frames.rotation @ update[..., 3:, None]).squeeze(-1)
+
+        unnormalised = self.angles(s, initial)  # lines 11 to 14
+        torsions = unnormalised / unnormalised.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+        backbone = Rigid(rotation_of(quaternion), translation).scale(self.sizes.position_scale)
+        groups = frames_of_torsions(backbone, torsions, aatype)
+        return (
+            s,
+            quaternion,
+            translation,
+            {
+                "quaternion": quaternion,
+                "translation": backbone.translation,
+                "torsions": torsions,
+                "unnormalised_torsions": unnormalised,
+                "frames_rotation": groups.rotation,
+                "frames_translation": groups.translation,
+                "atom14": atom14_of_frames(groups, aatype),  # line 24
+            },
+        )

@@ -1,0 +1,261 @@
+"""Proteins per hour on one GPU: real sequences with their alignments, from files to files, by the whole command.
+
+    python benchmarks/throughput.py --make proteins --data ../shared/data     # a folder of 1,000 small alignments
+    python benchmarks/throughput.py --inputs proteins                         # all of them
+    python benchmarks/throughput.py --inputs proteins --seconds 120           # as many as end within that time
+
+Parameters are synthetic, which changes no timing. Inputs are shuffled, so that a part of them is like the whole. Two
+proteins are folded before, since the first ones build the kernels. What is measured is what was done: nothing is
+extrapolated but the hour. The share of the time in which the GPU was busy is nvidia-smi's, sampled, from the first pass
+to the end of the last; beside it stands that of the passes themselves, by the GPU's clock.
+"""
+
+import _thread
+import argparse
+import csv
+import gzip
+import io
+import json
+import lzma
+import random
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from axfold import batch, network
+from axfold.console import Plain
+from axfold.residues import RESTYPES
+from machine import commit, device_name, file_name, write
+
+RESULTS = Path(__file__).parent / "results" / "throughput"
+SHORTEST, LONGEST, ROWS = 50, 400, 512
+
+
+def make(folder: Path, data: Path, number: int) -> None:
+    """Write NAME.a3m.gz of chains of known structure with their alignments, and of longer sequences.
+
+    A fifth are Swiss-Prot sequences of more than 250 residues, for which there is no alignment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    with (data / "structures" / "index.csv").open(encoding="utf-8") as file:
+        lengths = {
+            row["id"]: int(row["length"]) for row in csv.DictReader(file) if row["kind"] == "full_atom"
+        }
+    wanted = sorted(name for name, length in lengths.items() if SHORTEST <= length <= LONGEST)
+    wanted = set(rng.sample(wanted, min(len(wanted), number - number // 5)))
+    made = 0
+    with tarfile.open(data / "msas" / "full_atom.tar.xz") as archive:
+        for member in archive:
+            name = Path(member.name).stem
+            source = archive.extractfile(member)
+            if name in wanted and source is not None:
+                made += 1
+                _put(folder / f"{name}.a3m.gz", _first_rows(source.read().decode("ascii")))
+    with lzma.open(data / "seqdb" / "sprot50_40k.fasta.xz", "rt", encoding="ascii") as file:
+        records = [record.partition("\n") for record in file.read().split(">")[1:]]
+    sequences = {head.split()[0]: "".join(body.split()) for head, _, body in records}
+    long = sorted(
+        name
+        for name, sequence in sequences.items()
+        if 250 < len(sequence) <= LONGEST and set(sequence) <= set(RESTYPES)
+    )
+    for i, name in enumerate(rng.sample(long, number - made)):
+        _put(folder / f"long{i:03d}.a3m.gz", f">{name}\n{sequences[name]}\n")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{number} proteins, {size / 1e6:.1f} MB in {folder}")
+
+
+def _first_rows(a3m: str) -> str:
+    return "".join(f">{row}" for row in a3m.split(">")[1 : ROWS + 1])
+
+
+def _put(path: Path, text: str) -> None:
+    raw = io.BytesIO()
+    with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+        file.write(text.encode("ascii"))
+    path.write_bytes(raw.getvalue())
+
+
+class Usage:
+    """What nvidia-smi says of a GPU, ten times a second."""
+
+    def __init__(self) -> None:
+        query = [
+            "nvidia-smi",
+            "--query-gpu=utilization.gpu",
+            "--format=csv,noheader,nounits",
+            "-lms",
+            "100",
+            "-i",
+            "0",
+        ]
+        self.seen: list[tuple[float, float]] = []
+        try:
+            self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+        except OSError:
+            return
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip().isdigit():
+                self.seen.append((time.perf_counter(), float(line)))
+
+    def share(self, start: float, end: float) -> float | None:
+        within = [percent for at, percent in self.seen if start <= at <= end]
+        return fmean(within) / 100 if within else None
+
+    def close(self) -> None:
+        if hasattr(self, "_process"):
+            self._process.terminate()
+
+
+class Passes:
+    """The passes of every network that is loaded: when each began on the host, and its seconds on the GPU."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, torch.cuda.Event, torch.cuda.Event]] = []
+        load = network.load_network
+
+        def loaded(*args: Any) -> Any:
+            model = load(*args)
+            begun: list[Any] = []
+
+            def before(*_: Any) -> None:
+                begun.append((time.perf_counter(), self._event()))
+
+            def after(*_: Any) -> None:
+                self.events.append((*begun.pop(), self._event()))
+
+            model.register_forward_pre_hook(before)
+            model.register_forward_hook(after)
+            return model
+
+        network.load_network = loaded
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> float:
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for _, start, end in self.events) / 1000
+
+
+def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
+    """Proteins that are on disk in the end, all files of them."""
+    options = batch.Options(
+        inputs=inputs,
+        out=out,
+        models=(args.model,),
+        params="synthetic",
+        recycles=args.recycles,
+        device="cuda",
+        precision=args.precision,
+    )
+    try:
+        outcome = batch.run(options, Plain())
+        for failure in outcome.failures:
+            print("failed:", failure)
+    except KeyboardInterrupt:
+        print("time is up")
+    return len(list(out.glob("*.done.txt")))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    files = sorted(args.inputs.glob("*.a3m*"))
+    random.Random(1).shuffle(files)
+    passes, usage = Passes(), Usage()
+    with tempfile.TemporaryDirectory() as name:
+        by_size = sorted(files, key=lambda path: path.stat().st_size)
+        fold((by_size[0], by_size[-1]), Path(name) / "before", args)
+        passes.events.clear()
+        out = Path(name) / "out"
+        timer = threading.Timer(args.seconds or 1e9, _thread.interrupt_main)
+        timer.daemon = True
+        start = time.perf_counter()
+        timer.start()
+        finished = fold(tuple(files[: args.limit]), out, args)
+        end = time.perf_counter()
+        timer.cancel()
+        usage.close()
+        on_gpu = passes.seconds()
+        first = passes.events[0][0] if passes.events else start
+        last = passes.events[-1][0] if passes.events else end
+        results = [
+            result
+            for path in out.glob("*.done.txt")
+            for result in json.loads(path.read_text("utf-8")).get("results", ())
+        ]
+    return {
+        "proteins": finished,
+        "seconds": end - start,
+        "seconds_before_first_pass": first - start,
+        "seconds_after_last_pass": end - last,
+        "passes": len(passes.events),
+        "pass_seconds": on_gpu,
+        "busy": usage.share(first, last),
+        "busy_with_start": usage.share(start, end),
+        "passes_share": on_gpu / (last - first) if last > first else None,
+        "waited_for_features": sum(result.get("feature_seconds", 0) for result in results),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--make", type=Path, help="folder to write inputs to, and no more")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="what --make takes them from"
+    )
+    parser.add_argument("--number", type=int, default=1000, help="of proteins that --make writes")
+    parser.add_argument("--inputs", type=Path, help="folder of alignments")
+    parser.add_argument("--limit", type=int, help="so many proteins at most")
+    parser.add_argument("--seconds", type=float, help="stop after so long")
+    parser.add_argument("--recycles", type=int, default=3)
+    parser.add_argument("--model", default="model_3_ptm")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    args = parser.parse_args()
+    if args.make is None and args.inputs is None:
+        parser.error("give --inputs or --make")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    if args.make is not None:
+        make(args.make, args.data, args.number)
+        return
+    device = torch.device("cuda")
+    result = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "axfold": commit(),
+        "settings": {
+            name: getattr(args, name) for name in ("model", "precision", "recycles", "limit", "seconds")
+        },
+        "measured": measure(args),
+    }
+    print(json.dumps(result, indent=1))
+    path = args.results / file_name(f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}", device, args.precision)
+    write(path, result)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
