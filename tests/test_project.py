@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "config": ("errors",),
     "options": ("config", "errors"),
     "progress": (),
-    "ops": ("cache", "errors"),
+    "ops": ("cache", "errors", "memory.rows"),
     "memory": ("config", "errors"),
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),

@@ -125,7 +125,7 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
         "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
         "transition": (ops.transition, [z, *transition]),
         "outer_product_mean": (
-            ops.outer_product_mean,
+            ops.outer_product_update,
             [z, products.new_zeros(1, 1, o), products.new_zeros(1, 1, o), mask, products, mean.output.bias],
         ),
         "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),

@@ -84,8 +84,8 @@ def test_outer_product_mean_of_a_far_pair(columns):
     z = representation(columns)[::64]
     a, b, count = filled(len(z), 5, 32), filled(5, N, 32), ones(len(z), N).float()
     layer, some = of(*linear(C, 32 * 32)), [0, 33, -1]
-    expected = ops.outer_product_mean(z[some].clone(), a[some], b, count[some], *layer, backend="reference")
-    assert_near(ops.outer_product_mean(z, a, b, count, *layer, backend="triton")[some], expected)
+    expected = ops.outer_product_update(z[some].clone(), a[some], b, count[some], *layer, backend="reference")
+    assert_near(ops.outer_product_update(z, a, b, count, *layer, backend="triton")[some], expected)
 
 
 @on_a_gpu
@@ -94,8 +94,8 @@ def test_outer_product_mean_of_far_products():
     rows, n = 130, 16_400  # 32² rows n > 2^31
     z, a, b, count = filled(rows, n, C), filled(rows, 5, 32), filled(5, n, 32), ones(rows, n).float()
     layer, some = of(*linear(C, 32 * 32)), [0, 77, -1]
-    expected = ops.outer_product_mean(z[some].clone(), a[some], b, count[some], *layer, backend="reference")
-    assert_near(ops.outer_product_mean(z, a, b, count, *layer, backend="triton")[some], expected)
+    expected = ops.outer_product_update(z[some].clone(), a[some], b, count[some], *layer, backend="reference")
+    assert_near(ops.outer_product_update(z, a, b, count, *layer, backend="triton")[some], expected)
 
 
 @on_a_gpu

@@ -21,6 +21,9 @@ import pytest
         "point_attention",
         "column",
         "outer",
+        "layer_norm",
+        "softmax",
+        "updates",
         "health",
     ],
 )

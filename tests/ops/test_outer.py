@@ -26,7 +26,7 @@ def inputs(rows: int, n: int, sequences: int, c_z: int, c: int, masked: bool = T
 
 def test_reference_is_the_definition():
     z, a, b, count, weight, bias = inputs(2, 3, 4, 5, 2)
-    found = ops.outer_product_mean(z.clone(), a, b, count, weight, bias, backend="reference")
+    found = ops.outer_product_update(z.clone(), a, b, count, weight, bias, backend="reference")
     outer = torch.einsum("isc,sjd->ijcd", a, b).flatten(-2)
     torch.testing.assert_close(found, z + (outer @ weight.T + bias) / (count[..., None] + 1e-3))
 
@@ -34,10 +34,10 @@ def test_reference_is_the_definition():
 def test_z_is_consumed_only_without_gradients():
     arguments = inputs(2, 3, 4, 5, 2)
     before = arguments[0].clone()
-    assert ops.outer_product_mean(*arguments).data_ptr() != arguments[0].data_ptr()
+    assert ops.outer_product_update(*arguments).data_ptr() != arguments[0].data_ptr()
     assert torch.equal(arguments[0], before)
     with torch.no_grad():
-        assert ops.outer_product_mean(*arguments).data_ptr() == arguments[0].data_ptr()
+        assert ops.outer_product_update(*arguments).data_ptr() == arguments[0].data_ptr()
 
 
 @kernel
@@ -48,17 +48,17 @@ def test_z_is_consumed_only_without_gradients():
 def test_kernel(rows, n, sequences, c_z, c, masked, dtype):
     z, *others = inputs(rows, n, sequences, c_z, c, masked)
     for start in (z, transposed(z)):
-        assert_rounds_like_the_reference(ops.outer_product_mean, start, *others, dtype=dtype, in_place=True)
+        assert_rounds_like_the_reference(ops.outer_product_update, start, *others, dtype=dtype, in_place=True)
 
 
 @kernel
 def test_kernel_on_some_columns():
     z, *others = convert(inputs(3, 20, 5, 16, 8), DTYPES[0])
     with torch.no_grad():
-        whole = ops.outer_product_mean(z.clone(), *others, backend="triton")
+        whole = ops.outer_product_update(z.clone(), *others, backend="triton")
         a, b, count, *layer = others
         some = slice(7, 18)
-        ops.outer_product_mean(
+        ops.outer_product_update(
             z[:, some], a, b[:, some].contiguous(), count[:, some], *layer, backend="triton"
         )
     torch.testing.assert_close(z[:, some], whole[:, some], rtol=2e-2, atol=2e-2)
@@ -69,4 +69,4 @@ def test_kernel_on_some_columns():
 @pytest.mark.parametrize(("rows", "n", "sequences"), [(40, 1000, 512), (17, 1201, 5120)])
 def test_kernel_at_real_sizes(rows, n, sequences, dtype):
     arguments = inputs(rows, n, sequences, 128, 32)
-    assert_rounds_like_the_reference(ops.outer_product_mean, *arguments, dtype=dtype, in_place=True)
+    assert_rounds_like_the_reference(ops.outer_product_update, *arguments, dtype=dtype, in_place=True)

@@ -83,3 +83,14 @@ def test_kernel_leaves_x_where_gradients_are_recorded():
 @pytest.mark.parametrize("c", [64, 128, 256])
 def test_kernel_at_real_sizes(c, dtype):
     assert_rounds_like_the_reference(ops.transition, *inputs(40, 1201, c), dtype=dtype)
+
+
+@kernel
+@torch.no_grad()
+@pytest.mark.parametrize("dropped", [False, True])
+def test_kernel_takes_a_batch_member_by_member(dropped):
+    x, *layers, _ = inputs(3, 5, 16)
+    batch = torch.stack([x, 2 * x])[:, None]
+    keep = dropout(1, 5, 16) if dropped else None
+    found = assert_rounds_like_the_reference(ops.transition, batch, *layers, keep, dtype=EXACT, in_place=True)
+    assert found.shape == (2, 1, 3, 5, 16)

@@ -130,7 +130,7 @@ class OuterProductMean(RowUpdate):
             count = torch.matmul(mask.to(wide), masks.to(wide).transpose(-1, -2))
         else:
             count = z.new_full((), mask.shape[-1], dtype=wide).expand(z.shape[:-1])
-        return ops.outer_product_mean(z, a, b, count, self.output.weight, self.output.bias)
+        return ops.outer_product_update(z, a, b, count, self.output.weight, self.output.bias)
 
     def forward(
         self, z: Float[Tensor, "*b r r c_z"], m: Float[Tensor, "*b s r c_m"], mask: Float[Tensor, "*b s r"]

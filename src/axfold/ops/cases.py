@@ -9,12 +9,14 @@ from torch import Tensor
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
+from axfold.ops.layer_norm import layer_norm
 from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.op import Op
-from axfold.ops.outer import outer_product_mean
+from axfold.ops.outer import outer_product_update
 from axfold.ops.point_attention import invariant_point_attention
 from axfold.ops.residual import add
+from axfold.ops.softmax import softmax
 from axfold.ops.transition import transition
 from axfold.ops.triangle import triangle_operand, triangle_update
 
@@ -265,7 +267,7 @@ def _layers(n: int) -> tuple[Layer, ...]:
         Layer("MSA projections" + at, normed_linear, 512, n, 2 * 256 * 1024, _projections(256, 1024)),
         Layer(
             "outer product mean, 512 sequences" + at,
-            outer_product_mean,
+            outer_product_update,
             *(n // 8, n),
             2 * 1024 * (512 + 128),
             _mean(512),
@@ -290,8 +292,27 @@ def _layers(n: int) -> tuple[Layer, ...]:
     )
 
 
-LAYERS = (*_layers(256), *_layers(1024), *_layers(1200))
-"""What a pass consists of beside attention."""
+def _logits(normal: Normal, rows: int, n: int) -> Arguments:
+    return normal(rows, 4, n, n), _shown(normal, rows, n), normal(4, n, n)
+
+
+def _alone(n: int) -> tuple[Layer, ...]:
+    rows = max(min(n, 2**28 // n**2), 1)  # of 4 n² logits each
+    return (
+        Layer(
+            f"layer norm, N = {n}",
+            layer_norm,
+            n,
+            n,
+            8 * 128,
+            lambda normal, *size: (normal(*size, 128), *_norm(normal, 128)),
+        ),
+        Layer(f"softmax of {rows} rows, N = {n}", softmax, rows, n, 5 * 4 * n, _logits, ((0, 0), (1, 0))),
+    )
+
+
+LAYERS = (*_layers(256), *_layers(1024), *_layers(1200), *_alone(256), *_alone(1024))
+"""What a pass consists of beside attention, and what is not fused anywhere."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +325,7 @@ class Call:
 
 
 def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
-    """Every op with all the channels that the network gives it, where the trunk computes in `dtype`.
+    """Every op with all the channels that the network gives or would give it, where the trunk computes in `dtype`.
 
     The structure module computes in at least float32.
     """
@@ -340,6 +361,12 @@ def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
     for name, c, heads in (("pair", 128, 4), ("pair, for the MSA", 128, 8), ("template", 64, 4)):
         yield Call(normed_linear, f"{name}, to bias", (x(rows, n, c), *norm(c), x(heads, c)))
     yield Call(add, "pair", (x(rows, n, 128), x(rows, n, 128)))
+    for name, c in (
+        ("pair", 128),
+        ("MSA", 256),
+    ):  # not of the network itself, whose operations take them along
+        yield Call(layer_norm, name, (x(rows, n, c), *norm(c)))
+    yield Call(softmax, "pair", (x(rows, 4, n, n), mask, x(4, n, n)))
     for name, c, factor in (("pair", 128, 4), ("MSA", 256, 4), ("extra MSA", 64, 4), ("template", 64, 2)):
         yield Call(
             transition, name, (x(rows, n, c), *norm(c), *linear(factor * c, c), *linear(c, factor * c))
@@ -354,7 +381,7 @@ def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
         x(5, n, 32),
         (x(rows, n, dtype=wide) if masked else x(dtype=wide).expand(rows, n)),
     )
-    yield Call(outer_product_mean, "pair", (x(rows, n, 128), *operands, *linear(128, 32 * 32)))
+    yield Call(outer_product_update, "pair", (x(rows, n, 128), *operands, *linear(128, 32 * 32)))
     m, projections = x(rows, n, 64), (x(64, 64), x(16, 64))
     layers = *linear(64, 64), *linear(64, 64)
     yield Call(global_column_attention, "extra MSA", (m, mask, *norm(64), *projections, *layers))

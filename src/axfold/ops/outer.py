@@ -11,7 +11,7 @@ from axfold.ops.residual import add
 
 
 @Op
-def outer_product_mean(
+def outer_product_update(
     z: Float[Tensor, "*b i j c_z"],
     a: Float[Tensor, "*b i s c"],
     b: Float[Tensor, "*b s j c"],
@@ -31,7 +31,7 @@ def outer_product_mean(
     return add(z, F.linear(product, weight, bias) / (count + 1e-3).to(z.dtype)[..., None])
 
 
-@outer_product_mean.like
+@outer_product_update.like
 def _small(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor) -> small.Smalls:
     c, shape = a.shape[-1], (small.ROWS, small.POSITIONS)
     operands = small.normal(a, small.ROWS, 5, c), small.normal(b, 5, small.POSITIONS, c)

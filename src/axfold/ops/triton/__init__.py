@@ -5,10 +5,12 @@ from contextlib import suppress
 from axfold.ops.triton import (
     attention,
     column,
+    layer_norm,
     linear_residual,
     normed_linear,
     outer,
     point_attention,
+    softmax,
     transition,
     triangle,
 )
@@ -21,10 +23,12 @@ with suppress(
 __all__ = [
     "attention",
     "column",
+    "layer_norm",
     "linear_residual",
     "normed_linear",
     "outer",
     "point_attention",
+    "softmax",
     "transition",
     "triangle",
 ]

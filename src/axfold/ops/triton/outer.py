@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from axfold.ops.outer import outer_product_mean
+from axfold.ops.outer import outer_product_update
 from axfold.ops.triton import tiles
 from axfold.ops.triton.common import place, why_not
 from axfold.ops.triton.tiles import Tile
@@ -68,8 +68,8 @@ def _why_not(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bia
     return why_not(z, weight, bias, channels=z.shape[-1:])
 
 
-@outer_product_mean.backend("triton", why_not=_why_not)
-def outer_product_mean_triton(
+@outer_product_update.backend("triton", why_not=_why_not)
+def outer_product_update_triton(
     z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None
 ) -> Tensor:
     """The products are written once and read once, in the order in which cuBLAS makes them."""

@@ -24,6 +24,17 @@ class Tile:
     registers: int | None = None
 
 
+# rows that are reduced as a whole; so many programs a multiprocessor share the sums of their gradients
+_LONG_ROWS = (
+    (0, 64, Tile(32, 0, 4, 1, resident=4)),
+    (0, 128, Tile(16, 0, 4, 1, resident=4)),
+    (0, 256, Tile(8, 0, 4, 1, resident=4)),
+    (0, 512, Tile(4, 0, 4, 1, resident=4)),
+    (0, 1024, Tile(2, 0, 4, 1, resident=4)),
+    (0, 4096, Tile(1, 0, 4, 1, resident=4)),
+    (0, 8192, Tile(1, 0, 8, 1, resident=2)),
+)
+
 # op -> numbers -> (least compute capability, most channels, tile); the first that fits is taken
 TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     "triangle_operand": {
@@ -84,6 +95,8 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         "half": ((0, 256, Tile(64, 0, 4, 3)),),
         "float32": ((0, 256, Tile(32, 0, 8, 2)),),
     },
+    "layer_norm": dict.fromkeys(("half", "float32"), _LONG_ROWS),
+    "softmax": dict.fromkeys(("half", "float32"), _LONG_ROWS),
 }
 """In float32 a program of `triangle_update` takes `chunk` channels of its sums at a time, and writes all at once."""
 
@@ -113,6 +126,11 @@ def tile(op: str, x: torch.Tensor) -> Tile:
     capability = generation(gpu(x.device)[0])
     table = TILES[op]["float32" if x.dtype == torch.float32 else "half"]
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
+
+
+def widest(op: str) -> int:
+    """The most channels that any tile of an op takes."""
+    return max(most for table in TILES[op].values() for _, most, _ in table)
 
 
 def generation(capability: int) -> int:

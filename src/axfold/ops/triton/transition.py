@@ -76,6 +76,8 @@ def _why_not(
     output_bias: Tensor,
     keep: Tensor | None = None,
 ) -> str | None:
+    if x.dim() > 3 and len(x):  # one member of a batch is as good as another
+        return _why_not(x[0], norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias)
     if len(expand_weight) % 16:
         return "the hidden layer's width is no multiple of 16"
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
@@ -94,7 +96,12 @@ def transition_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read and one write of x."""
+    """One read and one write of x; a batch goes member by member."""
+    layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
+    if x.dim() > 3:
+        each = [None] * len(x) if keep is None else list(keep.expand_as(x))
+        new = [transition_triton(one, *layers, kept, tile) for one, kept in zip(x, each, strict=True)]
+        return torch.stack(new) if torch.is_grad_enabled() else x
     rows, positions, c = x.shape
     hidden = len(expand_weight)
     out = torch.empty_like(x) if torch.is_grad_enabled() else x
