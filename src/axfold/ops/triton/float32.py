@@ -1,4 +1,4 @@
-"""Kernels for float32 where a representation [rows, positions, channels] is normalised and projected.
+"""Kernels for float32 where a representation [rows, positions, channels] is normalised and projected, or projected.
 
 A product on tensor cores takes float32 as several parts of fewer bits (`tiles.products`), which fill a program's
 registers: so these take few channels at a time, reading the representation once for its mean and deviation and then
@@ -337,6 +337,54 @@ def _transition_kernel(
     tl.store(target, update, exists[:, None])
 
 
+@triton.jit(do_not_specialize=["positions"])
+def _linear_residual_kernel(
+    x,
+    y,
+    keep,
+    weight,
+    bias,
+    out,
+    positions,
+    x_row,
+    x_position,
+    y_row,
+    y_position,
+    keep_row,
+    keep_position,
+    keep_channel,
+    out_row,
+    out_position,
+    DROPOUT: tl.constexpr,
+    C: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out = x + keep * (W y + bias), CHUNK of its channels at a time; out may be x."""
+    depth = tl.arange(0, DEPTH)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = (position < positions)[:, None]
+    far = position.to(tl.int64)[:, None]
+    values = y + row * y_row + far * y_position + depth[None, :]
+    for start in tl.range(0, C, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        layer = weight + channel[None, :] * WIDTH + depth[:, None]
+        new = tl.zeros((BLOCK, CHUNK), tl.float32)
+        for first in tl.range(0, WIDTH, DEPTH, num_stages=STAGES):
+            current = tl.load(values + first, exists, 0.0)
+            new = tl.dot(current, tl.load(layer + first), new, input_precision=PRECISION)
+        new += tl.load(bias + channel)[None, :]
+        if DROPOUT:
+            kept = keep + row * keep_row + far * keep_position + channel[None, :] * keep_channel
+            new *= tl.load(kept, exists, 0.0)
+        new += tl.load(x + row * x_row + far * x_position + channel[None, :], exists, 0.0)
+        tl.store(out + row * out_row + far * out_position + channel[None, :], new, exists)
+
+
 def normed_linear(
     x: Tensor,
     norm_weight: Tensor,
@@ -499,6 +547,44 @@ def transition(
         BLOCK=tile.positions,
         CHUNK=min(tile.chunk, hidden & -hidden),
         DEPTH=min(DEPTH, c),
+        STAGES=tile.stages,
+        PRECISION=tiles.products(x.dtype),
+        num_warps=tile.warps,
+    )
+    return out
+
+
+def linear_residual(
+    x: Tensor,
+    y: Tensor,
+    keep: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
+    """`ops.linear_residual` in float32; out may be x."""
+    rows, positions, c = x.shape
+    width = y.shape[-1]
+    tile = tile or tiles.tile("linear_residual", x)
+    _linear_residual_kernel[(rows * triton.cdiv(positions, tile.positions),)](
+        x,
+        y,
+        keep,
+        weight,
+        bias,
+        out,
+        positions,
+        *x.stride()[:2],
+        *y.stride()[:2],
+        *((0, 0, 0) if keep is None else keep.stride()),
+        *out.stride()[:2],
+        DROPOUT=keep is not None,
+        C=c,
+        WIDTH=width,
+        BLOCK=tile.positions,
+        CHUNK=min(tile.chunk, c),
+        DEPTH=min(DEPTH, width),
         STAGES=tile.stages,
         PRECISION=tiles.products(x.dtype),
         num_warps=tile.warps,

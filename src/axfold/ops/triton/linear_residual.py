@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.linear_residual import linear_residual
-from axfold.ops.triton import tiles
+from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import place, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -97,6 +97,8 @@ def linear_residual_triton(
     rows, positions, c = x.shape
     out = torch.empty_like(x) if torch.is_grad_enabled() else x
     kept = None if keep is None else keep.expand_as(x)
+    if x.dtype == torch.float32:
+        return float32.linear_residual(x, y, kept, weight, bias, out, tile)
     tile = tile or tiles.tile("linear_residual", x)
     _kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), x.device),)](
         x,
