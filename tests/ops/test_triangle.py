@@ -134,10 +134,11 @@ def test_kernels_at_real_sizes(n, dtype):
 
 
 @on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @torch.no_grad()
-def test_kernels_beyond_32_bits():
+def test_kernels_beyond_32_bits(dtype):
     n = 4104  # n² * 128 numbers are more than 2**31
-    z = torch.randn(n, n, 128, device="cuda", dtype=torch.bfloat16)
+    z = torch.randn(n, n, 128, device="cuda", dtype=dtype)
     _, mask, *layers = convert(operand_inputs(1, n, 128, 128, masked=False), z.dtype)
     parameters = convert(update_inputs(1, 1, 128, 128)[3:-1], z.dtype)
     last = z[-1:].clone()
