@@ -3,22 +3,29 @@
     python benchmarks/throughput.py --make proteins --data ../shared/data     # a folder of 1,000 small alignments
     python benchmarks/throughput.py --inputs proteins                         # all of them
     python benchmarks/throughput.py --inputs proteins --seconds 120           # as many as end within that time
+    python benchmarks/throughput.py --inputs proteins --processes 3           # that share the GPU
 
 Parameters are synthetic, which changes no timing. Inputs are shuffled, so that a part of them is like the whole. Two
 proteins are folded before, since the first ones build the kernels. What is measured is what was done: nothing is
 extrapolated but the hour. The share of the time in which the GPU was busy is nvidia-smi's, sampled, from the first pass
-to the end of the last; beside it stands that of the passes themselves, by the GPU's clock.
+(with several processes, the first protein on disk) to the last; beside it stands that of the passes themselves, by the
+GPU's clock. What is on disk when the time is up counts.
 """
+
+from __future__ import annotations
 
 import _thread
 import argparse
 import csv
+import gc
 import gzip
 import io
 import json
 import lzma
 import random
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -28,15 +35,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
+if __name__ != "__mp_main__":  # processes that write load this file again, and need none of these
+    import torch
 
-from axfold import batch, network
-from axfold.console import Plain
-from axfold.residues import RESTYPES
-from machine import commit, device_name, file_name, write
+    from axfold import batch, network
+    from axfold.console import Plain
+    from axfold.residues import RESTYPES
+    from machine import commit, device_name, file_name, write
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
 SHORTEST, LONGEST, ROWS = 50, 400, 512
+NAMES = ("model", "precision", "recycles", "processes", "limit", "seconds")  # of settings
 
 
 def make(folder: Path, data: Path, number: int) -> None:
@@ -174,6 +183,42 @@ def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
     return len(list(out.glob("*.done.txt")))
 
 
+def fold_by_several(files: list[Path], out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The same by several commands at once, each with a share of the proteins."""
+    usage, start = Usage(), time.perf_counter()
+    command = [sys.executable, "-m", "axfold", "predict", "--params", "synthetic", "--model", args.model]
+    command += ["--recycles", str(args.recycles), "--device", "cuda", "--precision", args.precision]
+    running = []
+    for i in range(args.processes):
+        share = [str(path) for path in files[i :: args.processes]]
+        said = (out.parent / f"said{i}.txt").open("w")
+        running.append(
+            subprocess.Popen([*command, *share, "--out", str(out / str(i))], stdout=said, stderr=said)
+        )
+    first, told = None, False
+    while any(process.poll() is None for process in running):
+        time.sleep(0.05)
+        now = time.perf_counter()
+        if first is None and any(out.glob("*/*.done.txt")):
+            first = now
+        if args.seconds and now - start > args.seconds and not told:
+            told = True
+            for process in running:
+                process.send_signal(signal.SIGINT)
+    end = time.perf_counter()
+    usage.close()
+    for i, process in enumerate(running):
+        if process.returncode not in (0, 130):
+            print((out.parent / f"said{i}.txt").read_text("utf-8")[-2000:])
+    return {
+        "proteins": len(list(out.glob("*/*.done.txt"))),
+        "seconds": end - start,
+        "seconds_before_first_protein": (first or end) - start,
+        "busy": usage.share(first or start, end),
+        "busy_with_start": usage.share(start, end),
+    }
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     files = sorted(args.inputs.glob("*.a3m*"))
     random.Random(1).shuffle(files)
@@ -183,6 +228,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         fold((by_size[0], by_size[-1]), Path(name) / "before", args)
         passes.events.clear()
         out = Path(name) / "out"
+        if args.processes > 1:
+            usage.close()
+            gc.collect()
+            torch.cuda.empty_cache()
+            return fold_by_several(files[: args.limit], out, args)
         timer = threading.Timer(args.seconds or 1e9, _thread.interrupt_main)
         timer.daemon = True
         start = time.perf_counter()
@@ -225,6 +275,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inputs", type=Path, help="folder of alignments")
     parser.add_argument("--limit", type=int, help="so many proteins at most")
     parser.add_argument("--seconds", type=float, help="stop after so long")
+    parser.add_argument("--processes", type=int, default=1, help="that share the GPU")
     parser.add_argument("--recycles", type=int, default=3)
     parser.add_argument("--model", default="model_3_ptm")
     parser.add_argument("--precision", default="bf16")
@@ -246,9 +297,7 @@ def main() -> None:
         "device": device_name(device),
         "torch": torch.__version__,
         "axfold": commit(),
-        "settings": {
-            name: getattr(args, name) for name in ("model", "precision", "recycles", "limit", "seconds")
-        },
+        "settings": {name: getattr(args, name) for name in NAMES},
         "measured": measure(args),
     }
     print(json.dumps(result, indent=1))
