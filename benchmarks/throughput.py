@@ -42,6 +42,7 @@ if __name__ != "__mp_main__":  # processes that write load this file again, and 
     from axfold.console import Plain
     from axfold.residues import RESTYPES
     from machine import commit, device_name, file_name, write
+    from model import Clock
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
 SHORTEST, LONGEST, ROWS = 50, 400, 512
@@ -131,10 +132,11 @@ class Usage:
 
 
 class Passes:
-    """The passes of every network that is loaded: when each began on the host, and its seconds on the GPU."""
+    """The passes of every network that is loaded: when each began on the host, and its seconds on the device."""
 
-    def __init__(self) -> None:
-        self.events: list[tuple[float, torch.cuda.Event, torch.cuda.Event]] = []
+    def __init__(self, device: torch.device):
+        self._clock = Clock(device)
+        self.events: list[tuple[float, Any, Any]] = []
         load = network.load_network
 
         def loaded(*args: Any) -> Any:
@@ -142,10 +144,10 @@ class Passes:
             begun: list[Any] = []
 
             def before(*_: Any) -> None:
-                begun.append((time.perf_counter(), self._event()))
+                begun.append((time.perf_counter(), self._clock.now()))
 
             def after(*_: Any) -> None:
-                self.events.append((*begun.pop(), self._event()))
+                self.events.append((*begun.pop(), self._clock.now()))
 
             model.register_forward_pre_hook(before)
             model.register_forward_hook(after)
@@ -153,14 +155,9 @@ class Passes:
 
         network.load_network = loaded
 
-    def _event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def seconds(self) -> float:
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for _, start, end in self.events) / 1000
+        self._clock.wait()
+        return sum(self._clock.seconds(start, end) for _, start, end in self.events)
 
 
 def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
@@ -171,7 +168,7 @@ def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
         models=(args.model,),
         params="synthetic",
         recycles=args.recycles,
-        device="cuda",
+        device=args.device,
         precision=args.precision,
     )
     try:
@@ -187,7 +184,7 @@ def fold_by_several(files: list[Path], out: Path, args: argparse.Namespace) -> d
     """The same by several commands at once, each with a share of the proteins."""
     usage, start = Usage(), time.perf_counter()
     command = [sys.executable, "-m", "axfold", "predict", "--params", "synthetic", "--model", args.model]
-    command += ["--recycles", str(args.recycles), "--device", "cuda", "--precision", args.precision]
+    command += ["--recycles", str(args.recycles), "--device", args.device, "--precision", args.precision]
     running = []
     for i in range(args.processes):
         share = [str(path) for path in files[i :: args.processes]]
@@ -222,7 +219,7 @@ def fold_by_several(files: list[Path], out: Path, args: argparse.Namespace) -> d
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     files = sorted(args.inputs.glob("*.a3m*"))
     random.Random(1).shuffle(files)
-    passes, usage = Passes(), Usage()
+    passes, usage = Passes(torch.device(args.device)), Usage()
     with tempfile.TemporaryDirectory() as name:
         by_size = sorted(files, key=lambda path: path.stat().st_size)
         fold((by_size[0], by_size[-1]), Path(name) / "before", args)
@@ -231,7 +228,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if args.processes > 1:
             usage.close()
             gc.collect()
-            torch.cuda.empty_cache()
+            if args.device != "cpu":
+                torch.cuda.empty_cache()
             return fold_by_several(files[: args.limit], out, args)
         timer = threading.Timer(args.seconds or 1e9, _thread.interrupt_main)
         timer.daemon = True
@@ -275,6 +273,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inputs", type=Path, help="folder of alignments")
     parser.add_argument("--limit", type=int, help="so many proteins at most")
     parser.add_argument("--seconds", type=float, help="stop after so long")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--processes", type=int, default=1, help="that share the GPU")
     parser.add_argument("--recycles", type=int, default=3)
     parser.add_argument("--model", default="model_3_ptm")
@@ -291,7 +290,7 @@ def main() -> None:
     if args.make is not None:
         make(args.make, args.data, args.number)
         return
-    device = torch.device("cuda")
+    device = torch.device(args.device)
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": device_name(device),
