@@ -271,6 +271,8 @@ class Graphs:
             if program.refused:
                 self._programs.pop(key, None)
                 self._refused.add(key)
+            else:
+                self._programs[key] = program  # a second try at recording has let go of all
 
     def _run(self, program: _Program, part: Part, inputs: tuple[Tensor, ...]) -> Any:
         """One call of a part by a program, with that part's parameters."""
@@ -289,15 +291,21 @@ class Graphs:
         return _results(program.result, program.inputs, inputs, copied=True)
 
     def _record(self, program: _Program, template: _Template) -> None:
-        if self._recorder is None:
-            self._recorder = self._make_recorder()
-        try:
-            program.replay, program.result = self._recorder.record(lambda: template.run(*program.inputs))
-        except RuntimeError as error:  # running out of memory is one
-            program.refused = True
-            self._programs.clear()  # what they hold may be what is missing
-            self._recorder = None
-            self._tell(error)
+        for last in (False, True):
+            if self._recorder is None:
+                self._recorder = self._make_recorder()
+            try:
+                program.replay, program.result = self._recorder.record(lambda: template.run(*program.inputs))
+                return
+            except RuntimeError as error:
+                self._programs.clear()  # what they hold may be what is missing
+                self._recorder = None
+                if last or not isinstance(error, torch.OutOfMemoryError):
+                    program.refused = True
+                    self._tell(error)
+                    return
+            # PyTorch can't give back what it keeps for later while something is recorded
+            torch.cuda.empty_cache()
 
     def _tell(self, error: RuntimeError) -> None:
         full = isinstance(error, torch.OutOfMemoryError)
