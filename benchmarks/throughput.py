@@ -3,22 +3,29 @@
     python benchmarks/throughput.py --make proteins --data ../shared/data     # a folder of 1,000 small alignments
     python benchmarks/throughput.py --inputs proteins                         # all of them
     python benchmarks/throughput.py --inputs proteins --seconds 120           # as many as end within that time
+    python benchmarks/throughput.py --inputs proteins --processes 3           # that share the GPU
 
 Parameters are synthetic, which changes no timing. Inputs are shuffled, so that a part of them is like the whole. Two
 proteins are folded before, since the first ones build the kernels. What is measured is what was done: nothing is
 extrapolated but the hour. The share of the time in which the GPU was busy is nvidia-smi's, sampled, from the first pass
-to the end of the last; beside it stands that of the passes themselves, by the GPU's clock.
+(with several processes, the first protein on disk) to the last; beside it stands that of the passes themselves, by the
+GPU's clock. What is on disk when the time is up counts.
 """
+
+from __future__ import annotations
 
 import _thread
 import argparse
 import csv
+import gc
 import gzip
 import io
 import json
 import lzma
 import random
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -28,15 +35,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
+if __name__ != "__mp_main__":  # processes that write load this file again, and need none of these
+    import torch
 
-from axfold import batch, network
-from axfold.console import Plain
-from axfold.residues import RESTYPES
-from machine import commit, device_name, file_name, write
+    from axfold import batch, network
+    from axfold.console import Plain
+    from axfold.residues import RESTYPES
+    from machine import commit, device_name, file_name, write
+    from model import Clock
 
 RESULTS = Path(__file__).parent / "results" / "throughput"
 SHORTEST, LONGEST, ROWS = 50, 400, 512
+NAMES = ("model", "precision", "recycles", "processes", "limit", "seconds")  # of settings
 
 
 def make(folder: Path, data: Path, number: int) -> None:
@@ -122,10 +132,11 @@ class Usage:
 
 
 class Passes:
-    """The passes of every network that is loaded: when each began on the host, and its seconds on the GPU."""
+    """The passes of every network that is loaded: when each began on the host, and its seconds on the device."""
 
-    def __init__(self) -> None:
-        self.events: list[tuple[float, torch.cuda.Event, torch.cuda.Event]] = []
+    def __init__(self, device: torch.device):
+        self._clock = Clock(device)
+        self.events: list[tuple[float, Any, Any]] = []
         load = network.load_network
 
         def loaded(*args: Any) -> Any:
@@ -133,10 +144,10 @@ class Passes:
             begun: list[Any] = []
 
             def before(*_: Any) -> None:
-                begun.append((time.perf_counter(), self._event()))
+                begun.append((time.perf_counter(), self._clock.now()))
 
             def after(*_: Any) -> None:
-                self.events.append((*begun.pop(), self._event()))
+                self.events.append((*begun.pop(), self._clock.now()))
 
             model.register_forward_pre_hook(before)
             model.register_forward_hook(after)
@@ -144,14 +155,9 @@ class Passes:
 
         network.load_network = loaded
 
-    def _event(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def seconds(self) -> float:
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for _, start, end in self.events) / 1000
+        self._clock.wait()
+        return sum(self._clock.seconds(start, end) for _, start, end in self.events)
 
 
 def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
@@ -162,7 +168,7 @@ def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
         models=(args.model,),
         params="synthetic",
         recycles=args.recycles,
-        device="cuda",
+        device=args.device,
         precision=args.precision,
     )
     try:
@@ -174,15 +180,57 @@ def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
     return len(list(out.glob("*.done.txt")))
 
 
+def fold_by_several(files: list[Path], out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The same by several commands at once, each with a share of the proteins."""
+    usage, start = Usage(), time.perf_counter()
+    command = [sys.executable, "-m", "axfold", "predict", "--params", "synthetic", "--model", args.model]
+    command += ["--recycles", str(args.recycles), "--device", args.device, "--precision", args.precision]
+    running = []
+    for i in range(args.processes):
+        share = [str(path) for path in files[i :: args.processes]]
+        said = (out.parent / f"said{i}.txt").open("w")
+        running.append(
+            subprocess.Popen([*command, *share, "--out", str(out / str(i))], stdout=said, stderr=said)
+        )
+    first, told = None, False
+    while any(process.poll() is None for process in running):
+        time.sleep(0.05)
+        now = time.perf_counter()
+        if first is None and any(out.glob("*/*.done.txt")):
+            first = now
+        if args.seconds and now - start > args.seconds and not told:
+            told = True
+            for process in running:
+                process.send_signal(signal.SIGINT)
+    end = time.perf_counter()
+    usage.close()
+    for i, process in enumerate(running):
+        if process.returncode not in (0, 130):
+            print((out.parent / f"said{i}.txt").read_text("utf-8")[-2000:])
+    return {
+        "proteins": len(list(out.glob("*/*.done.txt"))),
+        "seconds": end - start,
+        "seconds_before_first_protein": (first or end) - start,
+        "busy": usage.share(first or start, end),
+        "busy_with_start": usage.share(start, end),
+    }
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     files = sorted(args.inputs.glob("*.a3m*"))
     random.Random(1).shuffle(files)
-    passes, usage = Passes(), Usage()
+    passes, usage = Passes(torch.device(args.device)), Usage()
     with tempfile.TemporaryDirectory() as name:
         by_size = sorted(files, key=lambda path: path.stat().st_size)
         fold((by_size[0], by_size[-1]), Path(name) / "before", args)
         passes.events.clear()
         out = Path(name) / "out"
+        if args.processes > 1:
+            usage.close()
+            gc.collect()
+            if args.device != "cpu":
+                torch.cuda.empty_cache()
+            return fold_by_several(files[: args.limit], out, args)
         timer = threading.Timer(args.seconds or 1e9, _thread.interrupt_main)
         timer.daemon = True
         start = time.perf_counter()
@@ -225,6 +273,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inputs", type=Path, help="folder of alignments")
     parser.add_argument("--limit", type=int, help="so many proteins at most")
     parser.add_argument("--seconds", type=float, help="stop after so long")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--processes", type=int, default=1, help="that share the GPU")
     parser.add_argument("--recycles", type=int, default=3)
     parser.add_argument("--model", default="model_3_ptm")
     parser.add_argument("--precision", default="bf16")
@@ -240,15 +290,13 @@ def main() -> None:
     if args.make is not None:
         make(args.make, args.data, args.number)
         return
-    device = torch.device("cuda")
+    device = torch.device(args.device)
     result = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": device_name(device),
         "torch": torch.__version__,
         "axfold": commit(),
-        "settings": {
-            name: getattr(args, name) for name in ("model", "precision", "recycles", "limit", "seconds")
-        },
+        "settings": {name: getattr(args, name) for name in NAMES},
         "measured": measure(args),
     }
     print(json.dumps(result, indent=1))

@@ -50,11 +50,11 @@ def many_proteins(folder: Path) -> Iterator[str]:
     yield "\n## Proteins per hour\n"
     yield (
         "The whole command on real sequences of 50 to 400 residues with their alignments: features, network, plots "
-        "and files. The GPU's share is nvidia-smi's from the first pass to the last; with the start it includes loading "
-        "the model.\n"
+        "and files. The GPU's share is nvidia-smi's from the first protein to the last; with the start it "
+        "includes loading the model. Several processes take a share of the proteins each.\n"
     )
-    yield "| device, model, precision | recycles | proteins | s | proteins an hour | GPU busy | with the start |"
-    yield "| --- |" + " ---: |" * 6
+    yield "| device, model, precision | recycles | processes | proteins | s | an hour | GPU busy | with the start |"
+    yield "| --- |" + " ---: |" * 7
     for result in results:
         settings, measured = result["settings"], result["measured"]
         busy = (
@@ -63,6 +63,7 @@ def many_proteins(folder: Path) -> Iterator[str]:
         cells = (
             f"{result['device']}, {settings['model']}, {settings['precision']}",
             str(settings["recycles"]),
+            str(settings["processes"]),
             str(measured["proteins"]),
             f"{measured['seconds']:.0f}",
             f"{3600 * measured['proteins'] / measured['seconds']:.0f}",

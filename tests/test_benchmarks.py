@@ -102,7 +102,14 @@ def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
 
 def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType) -> None:
     head = {"date": "2026-01-02", "device": "GPU 1", "torch": "2", "axfold": "abc"}
-    settings = {"model": "model_5", "precision": "bf16", "clusters": 512, "extra": 5120, "recycles": 3}
+    settings = {
+        "model": "model_5",
+        "precision": "bf16",
+        "clusters": 512,
+        "extra": 5120,
+        "recycles": 3,
+        "processes": 2,
+    }
     row = {"graphs": True, "seconds": 0.25, "passes": [0.5, 0.25], "launches": 900}
     small = {"residues": 256, "equal": True, "without": {**row, "launches": 4000}, "with": row}
     large = {"residues": 900, "equal": True, "without": row, "with": {**row, "graphs": False}}
@@ -114,7 +121,7 @@ def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType)
     page = report.page(tmp_path)
     assert "| 256 | 0.250 | 0.250 | 0.500 | 4000 | 900 | equal |" in page
     assert "| 900 | 0.250 | not used | 0.500 | 900 | 900 | equal |" in page
-    assert "| GPU 1, model_5, bf16 | 3 | 30 | 60 | 1800 | 91% |  |" in page
+    assert "| GPU 1, model_5, bf16 | 3 | 2 | 30 | 60 | 1800 | 91% |  |" in page
 
 
 TINY = {  # in place of settings that fill a GPU

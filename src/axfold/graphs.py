@@ -55,6 +55,9 @@ def bytes_held(sizes: Sizes) -> int:
     return n * n * (model.c_z + 1) * sizes.itemsize + n * max(msa, extra, layer) + 8 * ALIGNED
 
 
+_Method = tuple[nn.Module, str, Callable[..., Any]]
+
+
 class Recorder(Protocol):
     """Records what a function does with tensors that stay where they are."""
 
@@ -159,17 +162,29 @@ class Graphs:
         self._programs: OrderedDict[Any, _Program] = OrderedDict()
         self._refused: set[Any] = set()
         self._open: _Program | None = None  # of the stack that runs
-        self._applied: WeakKeyDictionary[AlphaFold, object] = WeakKeyDictionary()
+        self._methods: WeakKeyDictionary[AlphaFold, tuple[object, list[_Method]]] = WeakKeyDictionary()
 
     def apply(self, network: AlphaFold, held: int = 0) -> None:
         """Replay this network's blocks from now on, until `remove`. held: `bytes_held` of what comes, taken at once."""
         with suppress(torch.OutOfMemoryError):  # which the first program tells
             self._take(held)
-        kind = [(p.dtype, p.device) for p in (network.trunk.single.weight, network.structure.project.weight)]
-        if self._applied.get(network) == kind:
-            return
-        self.remove(network)
-        self._applied[network] = kind
+        both = network.trunk.single.weight, network.structure.project.weight
+        kind = [(id(p), p.dtype, p.device) for p in both]  # parameters that are replaced are others
+        known, methods = self._methods.get(network, (None, []))
+        if known != kind:
+            self.remove(network)
+            methods = list(self._replacements(network))
+            self._methods[network] = kind, methods
+        for module, name, function in methods:
+            setattr(module, name, function)
+
+    def remove(self, network: AlphaFold) -> None:
+        """Run this network as ever."""
+        for module, name, _ in self._methods.get(network, (None, []))[1]:
+            module.__dict__.pop(name, None)
+
+    def _replacements(self, network: AlphaFold) -> Iterator[_Method]:
+        """Modules, names of their methods, and what takes the places of these."""
         sizes, trunk = network.sizes, network.trunk
         for stack, c, of_stack in (
             (trunk.extra_stack, sizes.c_e, sizes.extra_stack),
@@ -177,23 +192,15 @@ class Graphs:
         ):
             parts = [self._part(block, "forward", (c, sizes.c_z, of_stack)) for block in stack.blocks]
             for block, part in zip(stack.blocks, parts, strict=True):
-                _set(block, "forward", self._replayed(part))
+                yield block, "forward", self._replayed(part)
             if parts:
-                _set(stack, "forward", self._staged(type(stack).forward.__get__(stack), parts))
+                yield stack, "forward", self._staged(type(stack).forward.__get__(stack), parts)
         if trunk.template_pair is not None:
             for block in trunk.template_pair.embed.blocks:
-                _set(block, "forward", self._replayed(self._part(block, "forward", sizes.templates)))
+                yield block, "forward", self._replayed(self._part(block, "forward", sizes.templates))
         structure = network.structure
         part = self._part(structure, "layer", (sizes.c_s, sizes.c_z, sizes.structure))
-        _set(structure, "layer", self._replayed(part))
-
-    def remove(self, network: AlphaFold) -> None:
-        """Run this network as ever."""
-        if self._applied.pop(network, None) is None:
-            return
-        for module in network.modules():
-            for name in ("forward", "layer"):
-                module.__dict__.pop(name, None)
+        yield structure, "layer", self._replayed(part)
 
     def clear(self) -> None:
         """Give the memory back; what can't be recorded for want of memory may be tried again."""
@@ -264,6 +271,8 @@ class Graphs:
             if program.refused:
                 self._programs.pop(key, None)
                 self._refused.add(key)
+            else:
+                self._programs[key] = program  # a second try at recording has let go of all
 
     def _run(self, program: _Program, part: Part, inputs: tuple[Tensor, ...]) -> Any:
         """One call of a part by a program, with that part's parameters."""
@@ -282,15 +291,21 @@ class Graphs:
         return _results(program.result, program.inputs, inputs, copied=True)
 
     def _record(self, program: _Program, template: _Template) -> None:
-        if self._recorder is None:
-            self._recorder = self._make_recorder()
-        try:
-            program.replay, program.result = self._recorder.record(lambda: template.run(*program.inputs))
-        except RuntimeError as error:  # running out of memory is one
-            program.refused = True
-            self._programs.clear()  # what they hold may be what is missing
-            self._recorder = None
-            self._tell(error)
+        for last in (False, True):
+            if self._recorder is None:
+                self._recorder = self._make_recorder()
+            try:
+                program.replay, program.result = self._recorder.record(lambda: template.run(*program.inputs))
+                return
+            except RuntimeError as error:
+                self._programs.clear()  # what they hold may be what is missing
+                self._recorder = None
+                if last or not isinstance(error, torch.OutOfMemoryError):
+                    program.refused = True
+                    self._tell(error)
+                    return
+            # PyTorch can't give back what it keeps for later while something is recorded
+            torch.cuda.empty_cache()
 
     def _tell(self, error: RuntimeError) -> None:
         full = isinstance(error, torch.OutOfMemoryError)
@@ -352,7 +367,3 @@ def _results(result: Any, places: Sequence[Tensor], inputs: Sequence[Tensor], co
         return x.clone() if copied else x
 
     return tree_map(of, result)
-
-
-def _set(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
-    setattr(module, name, function)

@@ -167,9 +167,12 @@ class Predictor:
         timed = _Timed(made)
         start = time.perf_counter()
         with _memory_errors(query, config, self.device):
-            prediction = self._fold(
-                query, config, seed, timed, keep_recycles, keep_representations, report or _nobody
-            )
+            try:
+                prediction = self._fold(
+                    query, config, seed, timed, keep_recycles, keep_representations, report or _nobody
+                )
+            finally:
+                self.graphs.remove(self.network)
         seconds = time.perf_counter() - start - timed.seconds
         return replace(prediction, feature_seconds=timed.seconds, seconds=seconds)
 

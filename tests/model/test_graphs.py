@@ -170,13 +170,17 @@ def test_rows_at_once_are_part_of_the_shape(models, graphs):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "tries"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "the memory ran out"),
-        (RuntimeError("operation not permitted when stream is capturing\nmore"), "operation not permitted"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the memory ran out", 2),
+        (
+            RuntimeError("operation not permitted when stream is capturing\nmore"),
+            "operation not permitted",
+            1,
+        ),
     ],
 )
-def test_what_can_not_be_recorded_runs_as_ever(models, graphs, error, reason):
+def test_what_can_not_be_recorded_runs_as_ever(models, graphs, error, reason, tries):
     model, features = models[0], make_features(9)
     expected = passes(model, features)
     graphs.apply(model, ROOM)
@@ -186,7 +190,7 @@ def test_what_can_not_be_recorded_runs_as_ever(models, graphs, error, reason):
     graphs.remove(model)
     assert same(found, expected)
     assert same(again, expected)
-    assert graphs.stand.recorded == 4  # none is tried twice
+    assert graphs.stand.recorded == 4 * tries  # and none in the next passes
     assert graphs.stand.replayed == 0
     assert len(graphs.said) == 4
     assert all(reason in text and "\n" not in text for text in graphs.said)
