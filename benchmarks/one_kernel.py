@@ -1,6 +1,6 @@
 """Times tiles of a kernel on this GPU, at the channels of a call of the network.
 
-    python benchmarks/tiles.py "transition, MSA" 512x1024 128,32,8,3 64,64,8,3 64,64,8,2
+    python benchmarks/one_kernel.py "transition, MSA" 512x1024 128,32,8,3 64,64,8,3 64,64,8,2
 
 A tile is positions, channels of a chunk, warps, stages and, if any, resident programs; see `ops/triton/tiles.py`.
 """
