@@ -72,7 +72,7 @@ def test_on_a_cpu():
         (
             ("--length", "9", "--memory", "8GB", "--precision", "fp8"),
             2,
-            "--precision fp8: choose one of fp32, tf32, bf16",
+            "--precision fp8: choose one of fp32, tf32, bf16, fp16",
         ),
         (
             ("--length", "9", "--memory", "8GB", "--model", "model_9"),

@@ -8,7 +8,7 @@ from axfold import network
 from axfold.config import PRESETS
 from axfold.data import pipelines
 from axfold.data.query import Query
-from axfold.errors import InputError
+from axfold.errors import AxfoldError, InputError
 from axfold.weights.source import Source
 
 CPU = torch.device("cpu")
@@ -55,6 +55,30 @@ def test_watching_changes_nothing(run):
 def test_bf16_is_the_trunk_alone(run):
     for atoms, trunk in run(precision="bf16"):
         assert (atoms.dtype, trunk) == (torch.float32, torch.bfloat16)
+
+
+def test_fp16_is_nearer_to_fp32_than_bf16(run):
+    (exact, _), *_ = run(recycles=0)
+    (half, dtype), *_ = run(recycles=0, precision="fp16")
+    (rounded, _), *_ = run(recycles=0, precision="bf16")
+    assert dtype == torch.float16
+    assert 0 < (half - exact).norm() < (rounded - exact).norm()
+
+
+def test_numbers_beyond_fp16_are_refused(run, monkeypatch):
+    """As a trunk with other parameters may make them."""
+    load = network.load_network
+
+    def large(*args):
+        model = load(*args)
+        model.trunk.single.bias.fill_(6e4)
+        model.trunk.single.weight.mul_(6e4)
+        return model
+
+    monkeypatch.setattr(network, "load_network", large)
+    assert all(atoms.isfinite().all() for atoms, _ in run(precision="bf16"))
+    with pytest.raises(AxfoldError, match="range of fp16 in this protein: use --precision fp32"):
+        list(run(precision="fp16"))
 
 
 def test_as_many_samples_as_ensembles():
@@ -130,5 +154,6 @@ def test_precision_of_a_device(monkeypatch):
     assert network.find_precision("tf32", cuda) == "tf32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert network.find_precision("tf32", cuda) == "fp32"
-    with pytest.raises(InputError, match="--precision fp16: choose one of auto, fp32, tf32, bf16"):
-        network.find_precision("fp16", CPU)
+    assert network.find_precision("fp16", cuda) == "fp16"
+    with pytest.raises(InputError, match="--precision fp8: choose one of auto, fp32, tf32, bf16, fp16"):
+        network.find_precision("fp8", CPU)

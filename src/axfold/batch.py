@@ -514,10 +514,10 @@ def _precision(request: Options) -> tuple[str, list[str]]:
     device = network.find_device(request.device)
     planning.find_memory(device, request.memory_budget)  # raises what is wrong with the budget
     precision = network.find_precision(request.precision, device)
-    slow = precision == "bf16" and device.type == "cpu"
+    slow = precision in ("bf16", "fp16") and device.type == "cpu"
     if precision != request.precision == "tf32":
         return precision, ["This device has no TF32: precision fp32 is used."]
-    return precision, ["On a CPU bf16 saves memory, but is mostly slower than fp32."] if slow else []
+    return precision, [f"On a CPU {precision} saves memory, but is mostly slower than fp32."] if slow else []
 
 
 def _settings(request: Options, config: Config, precision: str) -> dict[str, object]:

@@ -83,7 +83,8 @@ Params = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
-    str, typer.Option("--precision", help="auto, fp32, tf32 or bf16; auto is bf16 on GPUs that have it.")
+    str,
+    typer.Option("--precision", help="auto, fp32, tf32, bf16 or fp16; auto is bf16 on GPUs that have it."),
 ]
 MemoryBudget = Annotated[
     str | None,

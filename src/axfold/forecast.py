@@ -17,7 +17,7 @@ from axfold.memory.plan import TIERS, DoesNotFit, Plan, max_length, plan
 from axfold.options import DEFAULT_MODEL, configured, one_of
 from axfold.weights.names import parameters
 
-ITEMSIZE = {"fp32": 4, "tf32": 4, "bf16": 2}
+ITEMSIZE = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 CPU_FEATURES = (49 * 4, 3 * 4)  # bytes of an element of the MSA's and of the extra MSA's features
 DRIVER = 600 << 20  # bytes of a GPU's memory that the driver takes for a process
 

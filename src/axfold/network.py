@@ -15,14 +15,14 @@ from torch import nn
 
 from axfold.config import Config
 from axfold.data.features import FEATURES
-from axfold.errors import InputError
+from axfold.errors import AxfoldError, InputError
 from axfold.model.alphafold import AlphaFold, Features, Pass
 from axfold.options import PRECISIONS, one_of
 from axfold.progress import Clock, Report
 from axfold.weights.load import load
 from axfold.weights.source import Source
 
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str) -> torch.device:
@@ -53,9 +53,10 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The trunk's precision, "fp32", "tf32" or "bf16", that `name` means on `device`. Raises InputError.
+    """The trunk's precision, "fp32", "tf32", "bf16" or "fp16", that `name` means on `device`. Raises InputError.
 
-    Where there is no TF32 it means "fp32".
+    Where there is no TF32 it means "fp32". "auto" never means fp16, nor on GPUs without bf16: sums over thousands of
+    sequences may pass its 65,504.
     """
     one_of("--precision", name, PRECISIONS)
     ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -150,9 +151,16 @@ def passes(
                 if not leaner():
                     raise torch.OutOfMemoryError("no plan of the memory is left")
                 recycled = kept and network.placed(kept)
+            _check_range(result)
             recycled = result.recycled()
         yield result
         del result
+
+
+def _check_range(result: Pass) -> None:
+    """Raises AxfoldError where float16, which ends at 65,504, could not hold what the trunk computed."""
+    if result.pair.dtype == torch.float16 and not result.structure.atom37.isfinite().all():
+        raise AxfoldError("Numbers passed the range of fp16 in this protein: use --precision fp32 or bf16.")
 
 
 @contextmanager

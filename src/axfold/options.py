@@ -12,7 +12,7 @@ PTM_MODELS = tuple(name for name in PRESETS if name.endswith("_ptm"))
 """The models that predict their aligned error, in the order in which they are run."""
 
 DEFAULT_MODEL = PTM_MODELS[0]
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
 def models(names: Sequence[str], number: int | None = None) -> tuple[str, ...]:

@@ -110,23 +110,27 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
     q = z.new_zeros(1, 1, heads, width // heads)
     layers = of(triangle.norm, triangle.norm_product, triangle.output, triangle.output_gate)
     transition = of(pair.transition.norm, pair.transition.expand, pair.transition.output)
-    mask = z[..., 0]
+    # as the network's own, so that a kernel that is checked now is compiled as it will be used
+    mask = z.new_ones(()).expand(1, 1)
+    count = z.new_ones((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(1, 1)
     points, norm_pair = network.structure.attention, network.structure.norm_pair
     sizes = network.sizes.structure
-    residue = norm_pair.weight.new_zeros(1, sizes.heads, 1)
-    point, here = residue[..., None].expand(-1, -1, -1, 3), residue[:, 0, 0]
-    of_points = (
-        [residue] * 3 + [point] * 3 + [points.point_weights, z, *of(norm_pair, points.bias), here, here]
+    residue = norm_pair.weight.new_zeros(1, sizes.heads, sizes.c_hidden)
+    here = residue[:, 0, 0]
+    point, value_point = (
+        residue.new_zeros(1, sizes.heads, number, 3) for number in (sizes.query_points, sizes.value_points)
     )
+    of_points = [residue] * 3 + [point, point, value_point, points.point_weights, z]
+    of_points += [*of(norm_pair, points.bias), here, here]
     calls: dict[str, tuple[ops.Op, list[torch.Tensor]]] = {
-        "gated_attention": (ops.gated_attention, [q, q, q, q, mask]),
+        "gated_attention": (ops.gated_attention, [q, q, q, q, mask, z.new_zeros(heads, 1, 1)]),
         "invariant_point_attention": (ops.invariant_point_attention, of_points),
         "linear_residual": (ops.linear_residual, [z, q.flatten(-2), *of(attention.attention.output)]),
         "normed_linear": (ops.normed_linear, [z, *of(attention.norm, attention.bias)]),
         "transition": (ops.transition, [z, *transition]),
         "outer_product_mean": (
             ops.outer_product_update,
-            [z, products.new_zeros(1, 1, o), products.new_zeros(1, 1, o), mask, products, mean.output.bias],
+            [z, products.new_zeros(1, 1, o), products.new_zeros(1, 1, o), count, products, mean.output.bias],
         ),
         "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),
         "triangle_update": (ops.triangle_update, [z, own, own, *layers]),

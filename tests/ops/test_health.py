@@ -8,7 +8,9 @@ import pytest
 import torch
 from kernels import DTYPES, INTERPRETED, kernel, on_a_gpu
 
-from axfold import ops
+from axfold import ops, planning
+from axfold.config import PRESETS
+from axfold.model.alphafold import AlphaFold
 from axfold.ops import cases, health, small
 from axfold.ops import op as op_module
 from axfold.ops.health import DeviceLost, Health, KernelWarning, check
@@ -343,6 +345,23 @@ def test_trunk_and_structure_module_have_their_dtypes():
     (call,) = (c for c in cases.calls(torch.bfloat16) if c.op is ops.invariant_point_attention)
     assert {x.dtype for i, x in enumerate(call.arguments) if i != 7} == {torch.float32}
     assert call.arguments[7].dtype == torch.bfloat16
+
+
+def test_the_plan_asks_for_kernels_as_the_network_calls_them(monkeypatch):
+    """Otherwise kernels would be compiled that nothing uses."""
+    asked = set()
+    for op in OPS:
+
+        def backend_for(*args, op=op):
+            asked.add((op.name, op.small(*args)))
+            return "reference"
+
+        monkeypatch.setattr(op, "backend_for", backend_for)
+    with torch.device("meta"):
+        network = AlphaFold(PRESETS["model_3"].model).to_precision(torch.bfloat16)
+        planning.kernels_of(network)
+    assert len(asked) == 8
+    assert asked <= {(call.op.name, call.op.small(*call.arguments)) for call in cases.calls(torch.bfloat16)}
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -94,11 +94,19 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "invariant_point_attention": {
-        "half": ((0, 256, Tile(64, 0, 4, 2)),),
+        "half": (
+            (100, 256, Tile(32, 0, 4, 2)),
+            (90, 256, Tile(64, 0, 4, 2)),
+            (0, 256, Tile(32, 0, 4, 2)),
+        ),
         "float32": ((0, 256, Tile(32, 0, 4, 1)),),
     },
     "global_column_attention": {
-        "half": ((0, 256, Tile(64, 0, 4, 3)),),
+        "half": (
+            (100, 256, Tile(32, 0, 4, 2)),
+            (90, 256, Tile(64, 0, 4, 3)),
+            (0, 256, Tile(32, 0, 4, 2)),
+        ),
         "float32": ((0, 256, Tile(32, 0, 8, 2)),),
     },
     "layer_norm": dict.fromkeys(("half", "float32"), _LONG_ROWS),
