@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import axfold
+import floors
 from axfold.ops import cases
 from machine import commit, device_name, file_name, write
 
@@ -76,7 +77,9 @@ def measure(
         return case.op(*arguments, backend=backend)
 
     try:
-        found = run()[rows].double()
+        result = run()
+        need = floors.work(case.op.name, arguments, result)
+        found = result[rows].double()
         peak = peak_bytes(run, device)
         taken = seconds(run, device, budget)
     except torch.OutOfMemoryError:
@@ -88,6 +91,7 @@ def measure(
         **row,
         "seconds": taken,
         "teraflops": case.operations / taken / 1e12,
+        "needs": {"operations": case.operations, **need},
         "peak_bytes": peak,
         "error": error,
     }
@@ -141,6 +145,7 @@ def main() -> None:
         "device": name,
         "precision": args.precision,
         "versions": versions,
+        "ceilings": floors.measure(dtype, device) if device.type == "cuda" else None,
         "measured": measured,
     }
     path = RESULTS / file_name(date, device, args.precision)
