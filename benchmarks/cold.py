@@ -3,9 +3,9 @@
     python benchmarks/cold.py --device cuda --precision bf16 --lengths 256 300    # writes benchmarks/results/cold/
     python benchmarks/cold.py --device cuda --precision bf16 --lengths 256 300 --peers ColabFold
 
-Every row is a process. The first one finds no compiled kernel; the others find those that the ones before have left,
-and none has seen its length. The parameters are made up and read from axfold's own file, which is written first.
-`benchmarks/report.py` puts the results into docs/benchmarks.md.
+Every row is a process. The first one finds no compiled kernel; the others find those that the ones before have left:
+the first length again, then lengths that none has seen. The parameters are made up and read from axfold's own file,
+which is written first. `benchmarks/report.py` puts the results into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "cold"
 
 
 def first_pass(job: dict[str, Any]) -> dict[str, Any]:
-    """A pass of axfold, up to its atoms, in this process, which `job["started"]` says the start of, and the seconds of each part."""
+    """A pass of axfold, up to its atoms, in this process, which began at `job["started"]`: seconds of each part."""
     at = [job["started"], time.time()]
     parts: dict[str, float] = {}
 
@@ -118,8 +118,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--threads", type=int, help="of the CPU (default: PyTorch's)")
-    parser.add_argument("--peers", nargs="*", metavar="WORD", help="other packages too, as in benchmarks/model.py")
-    parser.add_argument("--peer-seconds", type=float, default=180, help="most that each of their processes may take")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="WORD", help="other packages too, as in benchmarks/model.py"
+    )
+    parser.add_argument(
+        "--peer-seconds", type=float, default=180, help="most that each of their processes may take"
+    )
     parser.add_argument("--note", default="", help="a remark for the report")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")

@@ -26,7 +26,9 @@ def _normed_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Te
     return 2 * _positions(x) * weight.numel()
 
 
-def _triangle_operand(z: Tensor, mask: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, *_: Any) -> int:
+def _triangle_operand(
+    z: Tensor, mask: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, *_: Any
+) -> int:
     return 2 * _positions(z) * weight.numel()
 
 
@@ -35,7 +37,9 @@ def _triangle_update(z: Tensor, own: Tensor, others: Tensor, *rest: Any) -> int:
     return 2 * own.numel() * others.shape[-2] + 2 * _positions(z) * (output.numel() + gate.numel())
 
 
-def _transition(x: Tensor, norm: Tensor, norm_bias: Tensor, expand: Tensor, bias: Tensor, output: Tensor, *_: Any) -> int:
+def _transition(
+    x: Tensor, norm: Tensor, norm_bias: Tensor, expand: Tensor, bias: Tensor, output: Tensor, *_: Any
+) -> int:
     return 2 * _positions(x) * (expand.numel() + output.numel())
 
 
@@ -97,7 +101,9 @@ def seconds(need: dict[str, int], ceilings: dict[str, float]) -> float:
     return max(products, need["bytes"] / ceilings["bytes_per_second"])
 
 
-def measure(dtype: torch.dtype, device: torch.device, size: int = 8192, copied: int = 2**30) -> dict[str, float]:
+def measure(
+    dtype: torch.dtype, device: torch.device, size: int = 8192, copied: int = 2**30
+) -> dict[str, float]:
     """The ceilings: the speed of a large product, and of a copy of so many bytes (read and written)."""
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     source = torch.empty(copied, dtype=torch.uint8, device=device)
@@ -125,4 +131,6 @@ def _fastest(run: Callable[[], Any], device: torch.device, repeats: int = 10) ->
 if __name__ == "__main__":
     for kind in (torch.bfloat16, torch.float32):
         found = measure(kind, torch.device("cuda"))
-        print(f"{kind}: {found['operations_per_second'] / 1e12:.1f} TFLOP/s, {found['bytes_per_second'] / 1e9:.0f} GB/s")
+        print(
+            f"{kind}: {found['operations_per_second'] / 1e12:.1f} TFLOP/s, {found['bytes_per_second'] / 1e9:.0f} GB/s"
+        )

@@ -1,7 +1,7 @@
 """Times one pass of the network (Algorithm 2, all heads) and the share of each of its parts.
 
     python benchmarks/model.py                      # on the CPU; writes benchmarks/results/DATE-DEVICE.json
-    python benchmarks/model.py --peers              # ColabFold, OpenFold and FastFold on the same inputs, where installed
+    python benchmarks/model.py --peers              # ColabFold, OpenFold and FastFold beside it, where installed
     python benchmarks/model.py --peers ColabFold cuEquivariance    # those whose name and setting have such a word
     python benchmarks/model.py --device cuda --precision bf16 --lengths 256 512 1024
     python benchmarks/model.py --blocks 4 --lengths 256 --dry-run    # a quick look: 4 Evoformer blocks for 48
@@ -160,7 +160,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--repeats", type=int, default=2, help="passes of which the fastest counts")
     parser.add_argument("--peers", nargs="*", metavar="WORD", help="time other packages too, where installed")
-    parser.add_argument("--peer-seconds", type=float, default=600, help="most that each peer and setting may take")
+    parser.add_argument(
+        "--peer-seconds", type=float, default=600, help="most that each peer and setting may take"
+    )
     parser.add_argument("--peers-alone", action="store_true", help="don't time axfold")
     parser.add_argument("--note", default="", help="a remark for the report, such as what else was running")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
@@ -252,6 +254,7 @@ def main() -> None:
                 precision=args.precision,
                 repeats=args.repeats,
                 seconds=args.peer_seconds,
+                environment={"OMP_NUM_THREADS": str(args.threads)},
             )
             for row in rows:
                 keep(row)

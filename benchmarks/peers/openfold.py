@@ -58,7 +58,9 @@ def build(setting: str, config: Config, device: str, precision: str) -> Pass:
     for stack in (theirs.model.evoformer_stack, theirs.model.extra_msa.extra_msa_stack):
         stack.tune_chunk_size = chosen.get("tune_chunk_size", stack.tune_chunk_size)
     if setting.startswith("cuEquivariance"):
-        theirs.globals.use_deepspeed_evo_attention = True  # the way to attention that `_take_cuequivariance` replaces
+        theirs.globals.use_deepspeed_evo_attention = (
+            True  # the way to attention that `_take_cuequivariance` replaces
+        )
         _take_cuequivariance()
     torch.manual_seed(0)
     model = AlphaFold(theirs).eval()
@@ -95,7 +97,9 @@ def _take_cuequivariance() -> None:
     from openfold.model import primitives
     from openfold.model.triangular_multiplicative_update import TriangleMultiplicativeUpdate
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: list[torch.Tensor]) -> torch.Tensor:
+    def attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: list[torch.Tensor]
+    ) -> torch.Tensor:
         """Of q, k, v [*, heads, length, c]: [*, length, heads, c]. biases: of the keys [*, 1, 1, keys], of pairs."""
         *batch, heads, queries, c = q.shape
         keys = k.shape[-2]
@@ -118,7 +122,9 @@ def _take_cuequivariance() -> None:
     ) -> torch.Tensor:
         """The update of z [*, n, n, c], or z with it where OpenFold asks for that."""
         inputs = {
-            f"{letter}_in_{part}": torch.cat([getattr(getattr(self, f"linear_{x}_{letter}"), part) for x in "ab"])
+            f"{letter}_in_{part}": torch.cat(
+                [getattr(getattr(self, f"linear_{x}_{letter}"), part) for x in "ab"]
+            )
             for letter in "pg"
             for part in ("weight", "bias")
         }

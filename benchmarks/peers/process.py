@@ -71,7 +71,7 @@ def _run(command: list[str], variables: Mapping[str, str], seconds: float) -> st
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"no result within {seconds:.0f} s"
+            return f"no result within {seconds:g} s"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -29,15 +29,21 @@ def main() -> None:
         return
     run = peer.build(setting, config, job["device"], job["precision"])
     started: float | None = job["started"]
-    about: dict[str, Any] = {"start_seconds": round(time.time() - job["started"], 3), "versions": versions(peer)}
+    about: dict[str, Any] = {
+        "start_seconds": round(time.time() - job["started"], 3),
+        "versions": versions(peer),
+    }
     for residues, path in lengths.items():
         with np.load(path) as file:
             features = dict(file)
         try:
             row = measure(peer, run, features, job["repeats"], started)
         except Exception as error:  # whatever a package may raise: the other lengths may work
-            row = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else
-                   type(error).__name__}
+            row = {
+                "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                if str(error)
+                else type(error).__name__
+            }
         write(residues, {**row, **about})
         started, about = None, {}
 
