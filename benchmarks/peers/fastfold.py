@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 
 from axfold.config import Config
 from peers import Pass
-from peers.torches import DTYPES, batch_of, forget_peak, peak_bytes, randomize, wait
+from peers.torches import DTYPES, batch_of, forget_peak, peak_bytes, randomize, stand_in, wait
 
 __all__ = ["ENVIRONMENT", "NAME", "PACKAGES", "SETTINGS", "build", "forget_peak", "peak_bytes", "why_not"]
 
@@ -72,10 +70,7 @@ def _stand_in_for_what_is_not_used() -> None:
         if kind.__name__ not in vars(np):
             setattr(np, kind.__name__, kind)
     for name in _EXTENSIONS:
-        if find_spec(name) is None:
-            sys.modules.setdefault(name, ModuleType(name))
-    if "colossalai" in sys.modules or find_spec("colossalai"):
-        return
+        stand_in(name)
 
     class Alone:
         """A group of one process."""
@@ -92,14 +87,9 @@ def _stand_in_for_what_is_not_used() -> None:
     class Modes:
         TENSOR = "tensor"
 
-    contents: dict[str, dict[str, Any]] = {
-        "colossalai": {},
-        "colossalai.context": {},
-        "colossalai.context.parallel_mode": {"ParallelMode": Modes},
-        "colossalai.core": {"global_context": Alone()},
-        "colossalai.utils": {"is_using_ddp": lambda: False},
-    }
-    for name, content in contents.items():
-        module = ModuleType(name)
-        vars(module).update(content)
-        sys.modules[name] = module
+    if find_spec("colossalai") is None:
+        stand_in("colossalai")
+        stand_in("colossalai.context")
+        stand_in("colossalai.context.parallel_mode", ParallelMode=Modes)
+        stand_in("colossalai.core", global_context=Alone())
+        stand_in("colossalai.utils", is_using_ddp=lambda: False)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 
 from axfold.config import Config
 from peers import Pass
-from peers.torches import DTYPES, batch_of, forget_peak, peak_bytes, randomize, wait
+from peers.torches import DTYPES, batch_of, forget_peak, peak_bytes, randomize, stand_in, wait
 
 __all__ = ["ENVIRONMENT", "NAME", "PACKAGES", "SETTINGS", "build", "forget_peak", "peak_bytes", "why_not"]
 
@@ -47,7 +45,7 @@ def why_not(setting: str, config: Config, device: str, precision: str) -> str | 
 
 
 def build(setting: str, config: Config, device: str, precision: str) -> Pass:
-    _stand_in_for_the_extension()
+    stand_in(_EXTENSION, forward_=_softmax_)  # its CUDA softmax, which it imports even where it is not used
     from openfold.config import model_config
     from openfold.model.model import AlphaFold
 
@@ -78,17 +76,8 @@ def build(setting: str, config: Config, device: str, precision: str) -> Pass:
     return one_pass
 
 
-def _stand_in_for_the_extension() -> None:
-    """OpenFold imports its CUDA softmax even where it is not used: PyTorch's takes its place."""
-    if _EXTENSION in sys.modules or find_spec(_EXTENSION):
-        return
-
-    def softmax_(logits: torch.Tensor, rows: int, columns: int) -> None:
-        torch.softmax(logits, dim=-1, out=logits)
-
-    module = ModuleType(_EXTENSION)
-    module.forward_ = softmax_  # type: ignore[attr-defined]
-    sys.modules[_EXTENSION] = module
+def _softmax_(logits: torch.Tensor, rows: int, columns: int) -> None:
+    torch.softmax(logits, dim=-1, out=logits)
 
 
 def _take_cuequivariance() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,3 +43,13 @@ def forget_peak() -> None:
 
 def peak_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
+def stand_in(name: str, **content: Any) -> None:
+    """A module of that name with this content, where none is installed."""
+    if name not in sys.modules and find_spec(name) is None:
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        vars(module).update(content)
+        sys.modules[name] = module

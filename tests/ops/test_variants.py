@@ -5,7 +5,7 @@ multiples of 16. A pass of the network runs here on PyTorch's "meta" device, whe
 is noted instead of made.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Address:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Variant]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
     """What kernels have been launched: their names, and all that they would be compiled for."""
     found: set[Variant] = set()
     backend = make_backend(GPUTarget("cuda", 90, 32))
@@ -61,7 +61,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Variant]]:
     for op in (getattr(ops, name) for name in ops.__all__):
         if isinstance(op, ops.Op) and "triton" in op.backends:
             monkeypatch.setitem(op.backends, "triton", (op.backends["triton"][0], lambda *args: None))
-    yield found
+    return found
 
 
 @pytest.fixture(scope="module")
