@@ -1,7 +1,8 @@
 """Times one pass of the network (Algorithm 2, all heads) and the share of each of its parts.
 
     python benchmarks/model.py                      # on the CPU; writes benchmarks/results/DATE-DEVICE.json
-    python benchmarks/model.py --peers              # OpenFold beside it, on the same inputs, where it is installed
+    python benchmarks/model.py --peers              # ColabFold, OpenFold and FastFold beside it, where installed
+    python benchmarks/model.py --peers ColabFold cuEquivariance    # those whose name and setting have such a word
     python benchmarks/model.py --device cuda --precision bf16 --lengths 256 512 1024
     python benchmarks/model.py --blocks 4 --lengths 256 --dry-run    # a quick look: 4 Evoformer blocks for 48
 
@@ -13,9 +14,9 @@ import gc
 import os
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,14 @@ from torch import nn
 import axfold
 from axfold import network, planning
 from axfold.config import PRESETS, Config
-from axfold.data import pipelines
-from axfold.data.query import Alignment, Query
 from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
-from axfold.residues import RESTYPES
 from machine import commit, device_name, file_name, write
-from peers import openfold
+from passes import configuration, random_features
+from peers import PEERS, load, process
 
 RESULTS = Path(__file__).parent / "results"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PEERS = (openfold,)
 
 PARTS = (
     (r"trunk\.embed_\w+", "embedding"),
@@ -48,14 +46,6 @@ PARTS = (
     (r"heads\.\w+", "heads"),
 )
 """Modules that are timed, and the part of the report that each belongs to; the rest of a pass is "other"."""
-
-
-def random_query(residues: int, rows: int) -> Query:
-    """A random sequence with an alignment of `rows` random ones; what they say changes no timing."""
-    letters = np.random.default_rng(residues).choice(list(RESTYPES), (rows, residues))
-    sequences = tuple("".join(row) for row in letters)
-    alignment = Alignment(sequences, np.zeros((rows, residues), np.int32), ("",) * rows)
-    return Query(name=f"random-{residues}", sequence=sequences[0], alignments=(alignment,))
 
 
 class Clock:
@@ -169,34 +159,44 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--repeats", type=int, default=2, help="passes of which the fastest counts")
-    parser.add_argument("--peers", action="store_true", help="time other packages too, where installed")
+    parser.add_argument("--peers", nargs="*", metavar="WORD", help="time other packages too, where installed")
+    parser.add_argument(
+        "--peer-seconds", type=float, default=600, help="most that each peer and setting may take"
+    )
+    parser.add_argument("--peers-alone", action="store_true", help="don't time axfold")
     parser.add_argument("--note", default="", help="a remark for the report, such as what else was running")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")
     return parser.parse_args()
 
 
+def peers_asked(words: list[str] | None) -> list[tuple[str, str]]:
+    """(module, setting) of the peers to run: all, or those whose name and setting contain one of the words."""
+    every = [(peer, setting) for peer in PEERS for setting in load(peer).SETTINGS]
+    if not words:
+        return [] if words is None else every
+    titles = [f"{load(peer).NAME} {setting}".lower() for peer, setting in every]
+    return [one for one, title in zip(every, titles, strict=True) if any(w.lower() in title for w in words)]
+
+
+def show(row: Mapping[str, Any]) -> None:
+    start = f"{row['residues']:5} residues  {row['engine']} {row['setting']:28}"
+    if "failed" in row:
+        print(f"{start} {row['failed']}", flush=True)
+        return
+    cold = f", first {row['first_seconds']:.3f} s" if "first_seconds" in row else ""
+    print(f"{start} {row['seconds']:9.3f} s{cold}", flush=True)
+    for part, seconds in sorted(row.get("parts", {}).items(), key=lambda item: -item[1]):
+        print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
+
+
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), PRECISIONS[args.precision]
-    config = PRESETS[args.model]
-    config = replace(config, data=replace(config.data, msa_clusters=args.clusters, extra_msa=args.extra))
-    if args.blocks is not None:
-        stack = replace(config.model.evoformer, blocks=args.blocks)
-        config = replace(config, model=replace(config.model, evoformer=stack))
+    config = configuration(args.model, args.clusters, args.extra, args.blocks)
     version = f"{axfold.__version__} ({commit()})"
     print(f"{device_name(device)}; torch {torch.__version__}, axfold {version}")
-
-    clock = Clock(device)
-    engines: list[tuple[str, str, Callable[[Any], Any]]] = [
-        ("axfold", "", build(config, device, dtype, clock))
-    ]
-    for peer in PEERS if args.peers else ():
-        if reason := peer.why_not(dtype):
-            print(f"{peer.NAME} is left out: {reason}")
-            continue
-        engines += [(peer.NAME, setting, peer.build(setting, config, device)) for setting in peer.SETTINGS]
 
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -218,18 +218,46 @@ def main() -> None:
         "measured": [],
     }
     path = args.results / file_name(result["date"], device, args.precision)
-    for residues in args.lengths:
-        query = random_query(residues, 2 * (args.clusters + args.extra))
-        samples = pipelines.monomer(query, config, seed=0, passes=1)
-        features = {name: np.array(value[0]) for name, value in samples.items()}
-        for engine, setting, run in engines:
-            row = measure(run, features, args.repeats, clock)
-            result["measured"].append({"engine": engine, "setting": setting, "residues": residues, **row})
-            print(f"{residues:5} residues  {engine} {setting:28} {row['seconds']:9.3f} s", flush=True)
-            for part, seconds in sorted(row["parts"].items(), key=lambda item: -item[1]):
-                print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
-            if not args.dry_run:  # each time: what is measured outlives an interruption
-                write(path, result)
+
+    def keep(row: dict[str, Any]) -> None:
+        result["versions"] |= row.pop("versions", {})
+        result["measured"].append(row)
+        show(row)
+        if not args.dry_run:  # each time: what is measured outlives an interruption
+            write(path, result)
+
+    lengths = sorted(args.lengths)
+    asked = peers_asked(args.peers)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {residues: Path(folder, f"{residues}.npz") for residues in lengths}
+        clock = Clock(device)
+        run = None if args.peers_alone else build(config, device, dtype, clock)
+        for residues, file in files.items():
+            features = random_features(residues, config)
+            if asked:
+                np.savez(file, **features)
+            if run is not None:
+                row = measure(run, features, args.repeats, clock)
+                keep({"engine": "axfold", "setting": "", "residues": residues, **row})
+        del run  # its memory is for the peers
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        model = {"model": args.model, "clusters": args.clusters, "extra": args.extra, "blocks": args.blocks}
+        for peer, setting in asked:
+            rows = process.measure(
+                peer,
+                setting,
+                files,
+                model=model,
+                device=args.device,
+                precision=args.precision,
+                repeats=args.repeats,
+                seconds=args.peer_seconds,
+                environment={"OMP_NUM_THREADS": str(args.threads)},
+            )
+            for row in rows:
+                keep(row)
     if not args.dry_run:
         print(f"written: {path}")
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import axfold
+import floors
 from axfold.ops import cases
 from machine import commit, device_name, file_name, write
 
@@ -83,7 +84,9 @@ def measure(
         return ((found.double() - exact).norm() / exact.norm()).item()
 
     try:
-        error = error_of(case.taken(run(), rows))
+        result = run()
+        need = floors.work(case.op.name, arguments, result)
+        error = error_of(case.taken(result, rows))
         peak = peak_bytes(run, device)
         taken = seconds(run, device, budget)
     except torch.OutOfMemoryError:
@@ -94,6 +97,7 @@ def measure(
         **row,
         "seconds": taken,
         "teraflops": case.operations / taken / 1e12,
+        "needs": {"operations": case.operations, **need},
         "peak_bytes": peak,
         "error": error,
         "reference_error": error_of(case.taken(case.op(*some, backend="reference"), every)),
@@ -158,6 +162,7 @@ def main() -> None:
             "device": name,
             "precision": precision,
             "versions": versions,
+            "ceilings": floors.measure(PRECISIONS[precision], device) if device.type == "cuda" else None,
             "measured": measured,
         }
         path = RESULTS / file_name(date, device, precision)

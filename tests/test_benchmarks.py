@@ -8,9 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from axfold import ops
 from axfold.config import PRESETS
 from axfold.forecast import sizes_for
 from axfold.memory.budget import parse_bytes
@@ -18,6 +23,7 @@ from axfold.memory.plan import max_length, plan
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # they import one another
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +179,257 @@ def test_the_plan_keeps_to_every_target():
         unit = sizes.residues**2 * 128 * sizes.itemsize
         assert found.peak_device_bytes - beside <= (wanted.units or 9) * unit, name
         assert wanted.against is None or wanted.against in targets.TARGETS
+
+
+OPENFOLD = {
+    "config.py": """
+        from types import SimpleNamespace as Some
+
+        def model_config(name):
+            stack = Some(no_blocks=48, tune_chunk_size=True)
+            extra = Some(extra_msa_stack=Some(tune_chunk_size=True))
+            return Some(model=Some(evoformer_stack=stack, extra_msa=extra), globals=Some(chunk_size=4))
+    """,
+    "model.py": """
+        import torch
+
+        class AlphaFold(torch.nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                assert config.model.evoformer_stack.no_blocks == 1
+                assert config.globals.chunk_size == 64
+                self.layer = torch.nn.Linear(22, 3)
+
+            def forward(self, batch):
+                assert batch["aatype"].dtype == torch.int64
+                assert self.layer.weight.any()
+                if len(batch["aatype"]) == 8:
+                    raise ValueError("eight is too many")
+                return self.layer(batch["target_feat"][..., 0])
+    """,
+}
+"""A package of the same name and shape."""
+
+
+def test_a_peer_is_timed_and_what_it_fails_at_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from textwrap import dedent
+
+    import passes
+    from peers import process
+
+    package = tmp_path / "openfold"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "model" / "__init__.py").touch()
+    (package / "config.py").write_text(dedent(OPENFOLD["config.py"]), "utf-8")
+    (package / "model" / "model.py").write_text(dedent(OPENFOLD["model.py"]), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    model = {"model": "model_5", "clusters": 3, "extra": 4, "blocks": 1}
+    files = {n: tmp_path / f"{n}.npz" for n in (5, 8, 6)}
+    for n, file in files.items():
+        np.savez(file, **passes.random_features(n, passes.configuration(**model)))
+    asked: dict[str, Any] = {
+        "model": model,
+        "device": "cpu",
+        "precision": "fp32",
+        "repeats": 2,
+        "seconds": 30,
+    }
+    rows = process.measure("openfold", "chunks of 64", files, **asked)
+    assert [row["residues"] for row in rows] == list(files)
+    first, raised, second = rows
+    assert first["cold_seconds"] > first["first_seconds"] > 0
+    assert first["start_seconds"] < first["cold_seconds"]
+    assert first["seconds"] == min(first["all_seconds"])
+    assert len(second["all_seconds"]) == 2
+    assert "cold_seconds" not in second
+    assert raised["failed"] == "ValueError: eight is too many"
+    rows = process.measure("openfold", "chunks of 64", {9: tmp_path / "absent.npz"}, **asked)
+    assert rows[0]["failed"].startswith("exit code 1: FileNotFoundError")
+    rows = process.measure("openfold", "chunks of 64", files, **asked | {"seconds": 0.1})
+    assert {row["failed"] for row in rows} == {"no result within 0.1 s"}
+
+
+def test_a_peer_that_is_not_installed_is_a_row(tmp_path: Path) -> None:
+    from peers import PEERS, load, process
+
+    asked: dict[str, Any] = {
+        "model": {"model": "model_5", "clusters": 3, "extra": 4, "blocks": 1},
+        "device": "cpu",
+        "precision": "fp32",
+        "repeats": 1,
+        "seconds": 60,
+    }
+    for peer in PEERS:
+        setting = load(peer).SETTINGS[-1]
+        (row,) = process.measure(peer, setting, {7: tmp_path / "absent.npz"}, **asked)
+        assert row["engine"] == load(peer).NAME
+        assert row["residues"] == 7
+        assert "seconds" not in row
+        assert row["failed"]
+
+
+def test_peers_are_chosen_by_words() -> None:
+    import model
+
+    assert model.peers_asked(None) == []
+    assert len(model.peers_asked([])) == 8
+    assert model.peers_asked(["colabfold FUSED", "cuequi"]) == [
+        ("colabfold", "fused kernels"),
+        ("openfold", "cuEquivariance, no chunks"),
+    ]
+
+
+def test_a_cold_start_is_timed_by_its_parts(tmp_path: Path, report: ModuleType) -> None:
+    words = [
+        "--lengths",
+        "8",
+        "--clusters",
+        "3",
+        "--extra",
+        "4",
+        "--blocks",
+        "1",
+        "--threads",
+        "1",
+        "--results",
+    ]
+    command = [sys.executable, str(BENCHMARKS / "cold.py"), *words, str(tmp_path / "cold")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "cold").iterdir()
+    rows = json.loads(path.read_text("utf-8"))["measured"]
+    assert [row["cache"] for row in rows] == ["none", "kept"]
+    for row in rows:
+        assert sum(row["parts"].values()) == pytest.approx(row["seconds"], abs=0.01)
+        assert min(row["parts"].values()) >= 0
+        assert row["parts"]["import of PyTorch"] > 0.1
+    assert f"| axfold | 8 | kept | {rows[1]['seconds']:.1f} |" in report.page(tmp_path)
+
+
+def _arguments(op: str) -> tuple[torch.Tensor | None, ...]:
+    """Small ones, all sizes different."""
+    generator = torch.Generator().manual_seed(0)
+
+    def x(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    norm = x(8), x(8)
+    return {
+        "gated_attention": (
+            x(5, 7, 2, 4),
+            x(5, 9, 2, 4),
+            x(5, 9, 2, 4),
+            x(5, 7, 2, 4),
+            torch.ones(5, 9),
+            x(2, 7, 9),
+        ),
+        "normed_linear": (x(3, 5, 8), *norm, x(11, 8), x(11)),
+        "triangle_operand": (x(3, 5, 8), torch.ones(3, 5), *norm, x(12, 8), x(12)),
+        "triangle_update": (
+            x(3, 5, 8),
+            x(6, 3, 7),
+            x(6, 5, 7),
+            *norm,
+            x(6),
+            x(6),
+            x(8, 6),
+            x(8),
+            x(8, 8),
+            x(8),
+        ),
+        "transition": (x(3, 5, 8), *norm, x(32, 8), x(32), x(8, 32), x(8)),
+        "outer_product_mean": (x(3, 5, 8), x(3, 7, 2), x(7, 5, 2), torch.ones(3, 5), x(8, 4), x(8)),
+        "global_column_attention": (
+            *(x(3, 5, 8), torch.ones(3, 5), *norm, x(6, 8), x(4, 8)),
+            *(x(6, 8), x(6), x(8, 6), x(8)),
+        ),
+        "invariant_point_attention": (
+            *(x(3, 2, 4), x(5, 2, 4), x(5, 2, 4), x(3, 2, 6, 3), x(5, 2, 6, 3), x(5, 2, 7, 3), x(2)),
+            *(x(3, 5, 8), *norm, x(2, 8), x(2), torch.ones(3), torch.ones(5)),
+        ),
+    }[op]
+
+
+def test_floors_count_the_products_of_the_reference() -> None:
+    import floors
+
+    for op in floors.PRODUCTS:
+        arguments = _arguments(op)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            result = getattr(ops, op)(
+                *(x if x is None else x.clone() for x in arguments), backend="reference"
+            )
+        counted = counter.get_total_flops()
+        if op == "invariant_point_attention":  # PyTorch's distances are not among what is counted
+            counted += 2 * (3 * 5) * 2 * (3 * 6)
+        assert floors.work(op, arguments, result)["operations"] == counted, op
+
+
+def test_floors_count_what_a_tensor_shows_once() -> None:
+    import floors
+
+    x = torch.zeros(3, 5)
+    need = floors.work("unknown", (x, None, torch.ones(()).expand(7, 9)), (x.double(), x[:, :1]))
+    assert need == {"bytes": 4 * 15 + 4 + 8 * 15 + 4 * 3}
+    ceilings = {"operations_per_second": 10.0, "bytes_per_second": 4.0}
+    assert floors.seconds({"operations": 50, "bytes": 4}, ceilings) == 5
+    assert floors.seconds({"bytes": 400}, ceilings) == 100
+    assert set(floors.measure(torch.float32, torch.device("cpu"), 64, 1024)) == set(ceilings)
+
+
+def test_the_page_has_floors_and_failures(tmp_path: Path, report: ModuleType) -> None:
+    gpu = {
+        "date": "2020-01-01",
+        "device": "NVIDIA H100 80GB HBM3",
+        "versions": {"torch": "2"},
+        "note": "",
+        "settings": {
+            "model": "m",
+            "precision": "bf16",
+            "clusters": 512,
+            "extra": 5120,
+            "blocks": 48,
+            "repeats": 1,
+        },
+        "measured": [
+            {
+                "engine": "axfold",
+                "setting": "",
+                "residues": 64,
+                "seconds": 2.0,
+                "peak_bytes": 2**30,
+                "parts": {},
+            },
+            {"engine": "Peer", "setting": "fast", "residues": 64, "seconds": 3.0, "first_seconds": 40.0},
+            {"engine": "Peer", "setting": "fast", "residues": 128, "failed": "out of memory"},
+        ],
+    }
+    case = {"op": "o", "case": "wide", "needs": {"operations": 10**9, "bytes": 2**20}}
+    op = {
+        "date": "2020-01-01",
+        "device": "NVIDIA H100",
+        "precision": "bf16",
+        "versions": {},
+        "ceilings": {"operations_per_second": 1e12, "bytes_per_second": 1e12},
+        "measured": [
+            {**case, "backend": "slow", "seconds": 9e-3},
+            {**case, "backend": "quick", "seconds": 4e-3},
+            {**case, "backend": "broken", "failed": "out of memory"},
+        ],
+    }
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "gpu.json").write_text(json.dumps(gpu), "utf-8")
+    (tmp_path / "ops" / "gpu.json").write_text(json.dumps(op), "utf-8")
+    page = report.page(tmp_path)
+    assert "| residues | axfold (H100) | Peer (H100), fast |" in page
+    assert "| 64 | 2.00 | 3.00 |" in page
+    assert "| 64 | 40.00 |" in page
+    assert "- Peer, fast at 128: out of memory" in page
+    assert "| wide | quick | 1.0 | 1 | 1.000 | 4.000 | 4.0 |" in page
+    drawn = report.draw(report.compared(tmp_path), tmp_path)
+    assert [path.name for path in drawn] == ["benchmarks-time.png", "benchmarks-memory.png"]
+    assert min(path.stat().st_size for path in drawn) > 5_000
