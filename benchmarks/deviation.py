@@ -1,10 +1,10 @@
-"""How far bf16 and tf32 are from fp32, and each tier of the memory from the network in one piece; writes docs/parity.md.
+"""How far bf16 and tf32 are from fp32, and each tier of the memory from one piece; writes docs/parity.md.
 
     python benchmarks/deviation.py                     # on the CPU
     python benchmarks/deviation.py --device cuda
 
-On the golden cases, one pass. bf16 (and tf32, where the device has it) in one piece is compared with fp32 in one piece, and every tier, in blocks of
-rows that divide nothing, with one piece of its own precision.
+On the golden cases, one pass. bf16 (and tf32, where the device has it) in one piece is compared with fp32 in one piece,
+and every tier, in blocks of rows that divide nothing, with one piece of its own precision.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from axfold.memory.apply import apply
 from axfold.memory.host import Bus
 from axfold.memory.plan import CPU, EXTRA, PAIR, Setup, with_blocks
 from axfold.model.alphafold import AlphaFold
-from axfold.output import confidence
 from axfold.network import find_precision, load_network
 from axfold.options import PRECISIONS
+from axfold.output import confidence
 from axfold.planning import sizes_of
 from axfold.predictor import aligned_error
 from axfold.weights.source import Source
