@@ -1,10 +1,10 @@
-"""How far bf16 is from fp32, and each tier of the memory from the network in one piece; writes docs/parity.md.
+"""How far bf16 and tf32 are from fp32, and each tier of the memory from one piece; writes docs/parity.md.
 
     python benchmarks/deviation.py                     # on the CPU
     python benchmarks/deviation.py --device cuda
 
-On the golden cases, one pass. bf16 in one piece is compared with fp32 in one piece, and every tier, in blocks of
-rows that divide nothing, with one piece of its own precision.
+On the golden cases, one pass. bf16 (and tf32, where the device has it) in one piece is compared with fp32 in one piece,
+and every tier, in blocks of rows that divide nothing, with one piece of its own precision.
 """
 
 import argparse
@@ -22,10 +22,11 @@ from axfold.memory.apply import apply
 from axfold.memory.host import Bus
 from axfold.memory.plan import CPU, EXTRA, PAIR, Setup, with_blocks
 from axfold.model.alphafold import AlphaFold
+from axfold.network import find_precision, load_network
+from axfold.options import PRECISIONS
 from axfold.output import confidence
 from axfold.planning import sizes_of
 from axfold.predictor import aligned_error
-from axfold.weights.load import load
 from axfold.weights.source import Source
 from machine import commit, device_name, file_name, write
 
@@ -35,14 +36,6 @@ TIERS = {
     "offload": Setup("offload", rest=True, host=PAIR | EXTRA),
 }
 ROWS = 7  # of a block
-
-
-def network(case: str, precision: str, device: torch.device) -> AlphaFold:
-    config = PRESETS[parity.CASES[case]]
-    with torch.device("meta"):
-        model = AlphaFold(config.model)
-    load(model, config, Source(seed=0))
-    return model.requires_grad_(False).eval().to_precision(parity.PRECISIONS[precision]).to(device)
 
 
 @torch.inference_mode()
@@ -84,13 +77,22 @@ def measure(case: str, device: torch.device) -> dict[str, dict[str, float]]:
     with np.load(parity.PARITY / "cases" / case / "inputs.npz") as file:
         sample = {name: torch.as_tensor(file[name][0], device=device) for name in file.files}
     whole = Setup("resident") if device.type == "cuda" else CPU
-    for precision in ("fp32", "bf16"):
-        model = network(case, precision, device)
+    config = PRESETS[parity.CASES[case]]
+    others = [name for name in PRECISIONS if name not in ("auto", "fp32")]
+    for precision in ("fp32", *others):
+        if find_precision(precision, device) != precision:
+            continue
+        model = load_network(config, Source(seed=0), device, precision)
         reference[precision] = outputs(model, case, sample, whole, None)
         for tier, setup in TIERS.items():
             found = outputs(model, case, sample, setup, ROWS)
             measured[f"{precision}, {tier}"] = deviations(found, reference[precision])
-    return {"bf16 from fp32": deviations(reference["bf16"], reference["fp32"]), **measured}
+    from_fp32 = {
+        f"{precision} from fp32": deviations(found, reference["fp32"])
+        for precision, found in reference.items()
+        if precision != "fp32"
+    }
+    return from_fp32 | measured
 
 
 def main() -> None:

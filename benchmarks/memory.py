@@ -82,7 +82,9 @@ on, and if need be the extra MSA passes through the device block by block; **off
 In the tier offload only as many rows of the pair leave the device as must: the first ones stay, as far as there is
 room, and blocks are put together from both. Below the pair is wholly on the host (`--kept 0`). What crosses the bus for
 an update is its rows, once each way: the context of the next one is made from the very rows that it has just updated,
-where the memory holds both contexts. `axfold plan --json` lists these under `handovers`.
+where the memory holds both contexts. `axfold plan --json` lists these under `handovers`. The transition, which has no
+context and acts on each element by itself, always passes with the attention before it. The structure module, each of
+whose layers reads the pair, has as many of its rows on the device meanwhile as there is room for (`lent_rows`).
 """
 
 

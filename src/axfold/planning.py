@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -211,13 +213,33 @@ class Ladder:
 
 
 def _host_memory() -> int:
-    """Bytes that this process could still take: without swapping where the system says so."""
+    """Bytes that this process could still take: without swapping where the system says so, and within the limit that
+    a container sets."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":") for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return _total_memory()
+        free = _total_memory()
+    return max(min([free, *(limit - used for limit, used in map(_limited, _CGROUPS) if limit)]), 0)
+
+
+def _limited(names: tuple[str, str, str]) -> tuple[int, int]:
+    """Bytes that a container may have, 0 for no limit, and bytes in use that can't be had back."""
+    folder, limit, used = names
+    try:
+        most = int((Path(folder) / limit).read_text("ascii"))
+        taken = int((Path(folder) / used).read_text("ascii"))
+        stat = (Path(folder) / "memory.stat").read_text("ascii")
+    except (OSError, ValueError):  # "max" is no number
+        return 0, 0
+    pages = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)  # of files that were read
+    return most, taken - int(pages[1] if pages else 0)
+
+
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def _total_memory() -> int:

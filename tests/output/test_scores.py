@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -67,3 +68,28 @@ def test_meaningless_scores_say_so(predict):
 )
 def test_one_residue(predict, write):
     assert json.loads(write(predict(sequence="G")))
+
+
+@pytest.mark.parametrize("write", [scores.colabfold_scores, scores.alphafold_pae])
+@pytest.mark.parametrize("n", [1, 7])
+def test_a_matrix_is_read_apart(predict, write, n):
+    pae = np.random.default_rng(0).uniform(0, 32, (n, n)).astype(np.float32)
+    text = write(predict(sequence="A" * n, predicted_aligned_error=pae, meaningless=True))
+    key = "pae" if write is scores.colabfold_scores else "predicted_aligned_error"
+    content, matrix = scores.read(text, key)
+    expected = json.loads(text)
+    of_object, found = (x[0] if isinstance(x, list) else x for x in (expected, content))
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix, np.array(of_object[key], np.float32))
+    assert found == {**of_object, key: None}
+    assert scores.read('{"plddt": [1.0]}', key) == ({"plddt": [1.0]}, None)
+
+
+def test_reading_a_matrix_takes_little_memory():
+    n = 400
+    text = scores.colabfold_pae(np.random.default_rng(0).uniform(10, 32, (n, n)), 32.0)
+    tracemalloc.start()
+    scores.read(text, "predicted_aligned_error")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * n * n  # Python's numbers in lists take 32

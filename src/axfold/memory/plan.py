@@ -17,6 +17,9 @@ _STAGED = "blocks that come and go"
 STAGING = 3  # blocks of an operand on the device at once (memory.host.STAGES)
 CUBLAS = 32 << 20  # workspace that PyTorch gives cuBLAS on Hopper; 8 MiB on others
 MARGIN = 0.03  # of the budget that is left alone: what the allocator rounds and cannot join
+RESULT = (
+    24  # bytes of the aligned error of two residues, and of the text that it is written as, and read from
+)
 PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
 ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
@@ -407,7 +410,7 @@ def _on_host(sizes: Sizes, setup: Setup, kept: int = 0) -> dict[str, int]:
         parts["resting"] = max(held[name] for name in names)
     n = sizes.residues
     parts["features"] = 2 * n * (200 * sizes.clusters + 16 * sizes.extra)  # of this pass and the next
-    parts["results"] = 3 * n * n * 4  # the aligned error, and what is made of it to be written
+    parts["results"] = n * n * RESULT
     return parts
 
 
@@ -507,9 +510,8 @@ def _seconds(
     if cost.stage == REREADING:  # all rows once, and those that are not lent every time
         share["pair"] -= (1 - 1 / cost.calls) * lent / sizes.residues
     handed = sum((stage, cost.stage) in handovers for stage in cost.follows) / max(len(cost.follows), 1)
-    rows, source_rows = cost.rows, cost.source_rows * (1 - handed)
-    if not cost.sources:
-        rows *= 1 - handed
+    # a stage with a context reads its source no more; one without works on rows that are there
+    rows, source_rows = cost.rows * (1 if cost.sources else 1 - handed), cost.source_rows * (1 - handed)
     bus = sum(
         count * size * share.get(name, 1)
         for count, operands in ((rows, cost.streams), (source_rows, cost.sources))

@@ -114,20 +114,20 @@ class ColabFold(Results):
                 if source is not None and source != target:
                     files.rename(source, target)
         best = self.results[0]
-        content = self._scores(best)
-        if "pae" in content:
-            pae = np.array(content["pae"])
+        content, pae = self._scores(best)
+        if pae is not None:
             text = scores.colabfold_pae(pae, content["max_pae"], meaningless=best.meaningless)
             files.write_text(self.folder / f"{self.job}_predicted_aligned_error_v1.json", text)
 
-    def _scores(self, result: Result) -> dict:
+    def _scores(self, result: Result) -> tuple[dict, np.ndarray | None]:
+        """But for the aligned error, and that."""
         path = self._find("scores", result.tag, "json")
         assert path is not None  # looked for when the results were opened, or just written
-        return json.loads(files.read(path))
+        return scores.read(files.read(path).decode(), "pae")
 
     def _confidences(self, result: Result) -> tuple[np.ndarray, np.ndarray | None]:
-        content = self._scores(result)
-        return np.array(content["plddt"]), np.array(content["pae"], np.float32) if "pae" in content else None
+        content, pae = self._scores(result)
+        return np.array(content["plddt"]), pae
 
     def _plot_path(self, plot: str) -> Path:
         return self.folder / f"{self.job}_{plot}.png"
@@ -202,8 +202,8 @@ class AlphaFold(Results):
     def _confidences(self, result: Result) -> tuple[np.ndarray, np.ndarray | None]:
         plddt = json.loads(files.read(self._path("confidence", result.tag, "json")))["confidenceScore"]
         path = self._find("pae", result.tag, "json")
-        pae = json.loads(files.read(path))[0]["predicted_aligned_error"] if path else None
-        return np.array(plddt), None if pae is None else np.array(pae, np.float32)
+        text = files.read(path).decode() if path else "{}"
+        return np.array(plddt), scores.read(text, "predicted_aligned_error")[1]
 
     def _plot_path(self, plot: str) -> Path:
         return self.folder / f"{plot}.png"

@@ -5,13 +5,16 @@ is the only large object.
 """
 
 import json
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from axfold.output.confidence import category
 from axfold.output.prediction import WARNING, Prediction
 
+_ROW = re.compile(r"\[[^\[\]]*\]")
 _SPACED = (", ", ": ")
 _COMPACT = (",", ":")
 
@@ -80,6 +83,20 @@ def alphafold_ranking(
     if meaningless:
         content["warning"] = WARNING
     return json.dumps(content, indent=4)
+
+
+def read(text: str, matrix: str) -> tuple[Any, np.ndarray | None]:
+    """What such a text says, and its matrix of that name apart, in float32; None where it has none.
+
+    It is read row by row: as lists of Python's numbers it would be eight times as large.
+    """
+    start = re.search(rf'"{matrix}":\s*\[\[', text)
+    if start is None:
+        return json.loads(text), None
+    end = text.index("]]", start.end())
+    found = _ROW.finditer(text, start.end() - 1, end + 1)
+    rows = [np.array(json.loads(row[0]), np.float32) for row in found]
+    return json.loads(f'{text[: start.start()]}"{matrix}": null{text[end + 2 :]}'), np.stack(rows)
 
 
 def _rounded(array: np.ndarray, decimals: int, separators: tuple[str, str] = _SPACED) -> str:
