@@ -22,6 +22,7 @@ RESULT = (
 )
 PROCESS = 2 << 30  # host memory of a process with PyTorch and CUDA
 ENOUGH = 1 << 17  # elements (residue pairs or the like) of a block with which a GPU is busy
+MOST = 1 << 20  # with which all of it is: more make nothing faster
 ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
 ENOUGH_ROWS = 1024  # of a kernel whose programs take a whole row each
 
@@ -221,6 +222,8 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None
         blocks[cost.stage] = rows if rows < tile else rows // tile * tile
     if min(blocks.values()) < 1:
         return None
+    if sizes.on_gpu and not setup.host:  # blocks that pass through are best small
+        blocks = _filled(sizes, setup, stages, blocks)
     # rows that stay and contexts that are made ahead compete for what is left: try the smallest contexts first
     peaks = {
         pair: max(sum(_handed_over(sizes, setup, chain, blocks).values()) for chain in several)
@@ -261,9 +264,32 @@ def _wanted(sizes: Sizes, stages: tuple[Cost, ...], stage: str, rates: Rates) ->
             stage.replace(" ", "_") in sizes.kernels
         ):  # a program takes a whole row, which needs next to nothing
             return max(sizes.residues, 1)
-        depth = max(sizes.sequences if stage.startswith("MSA") else sizes.extra, 1)
-        rows = -(-enough // depth)
+        rows = -(-enough // _elements(sizes, stage))
     return max(min(rows, max(cost.rows for cost in same)), 1)
+
+
+def _filled(
+    sizes: Sizes, setup: Setup, stages: tuple[Cost, ...], blocks: Mapping[str, int]
+) -> dict[str, int]:
+    """The blocks with as many rows as leave the peak where it is: memory that one stage needs serves the others too."""
+    called = [cost for cost in stages if cost.calls]
+    peak = max(sum(_parts(sizes, setup, cost, blocks[cost.stage]).values()) for cost in called)
+    filled = dict(blocks)
+    for stage in blocks:
+        same = [cost for cost in called if cost.stage == stage]
+        if not same or stage == MULTIPLICATION:  # whose rows are those of whole tiles
+            continue
+        most = max(MOST // max(_elements(sizes, stage), 1), 1)
+        rows = min(most, *(_affordable(sizes, setup, cost, peak) for cost in same))
+        filled[stage] = max(blocks[stage], min(rows, max(cost.rows for cost in same)))
+    return filled
+
+
+def _elements(sizes: Sizes, stage: str) -> int:
+    """Of a row: residues, but sequences where the rows are those of residues."""
+    if stage in ("MSA column attention", "global column attention"):
+        return max(sizes.sequences if stage.startswith("MSA") else sizes.extra, 1)
+    return sizes.residues
 
 
 def product_tile(sizes: Sizes) -> int:
