@@ -109,7 +109,7 @@ def test_update_kernel(rows, n, c_z, c, shared, dtype):
 @pytest.mark.parametrize(("rows", "n"), SIZES)
 @pytest.mark.parametrize("shared", [None, 0], ids=["no dropout", "by row"])
 def test_kernels_that_keep_their_weights(rows, n, shared, dtype):
-    """Programs with several tiles, and with the norm's weights in those of the layer after it."""
+    """Programs with several tiles; the update's have the norms' weights in those of the layers after them."""
     tile = pytest.importorskip("axfold.ops.triton.tiles").Tile(32, 64, 4, 2, resident=1)
     operand = operand_inputs(rows, n, 32, 64)
     found = assert_rounds_like_the_reference(ops.triangle_operand, *operand, dtype=dtype, tile=tile)

@@ -50,16 +50,14 @@ def _operand_kernel(
     weight += chunk[:, None] * C_IN + channel[None, :]
     bias += chunk
     if RESIDENT:
-        value_layer, value_shift = after_norm(tl.load(weight), tl.load(bias), scale, shift)
-        gate_layer = tl.load(weight + C_OUT * C_IN)
-        gate_layer, gate_shift = after_norm(gate_layer, tl.load(bias + C_OUT), scale, shift)
+        value_layer, gate_layer = tl.load(weight), tl.load(weight + C_OUT * C_IN)
+        value_shift, gate_shift = tl.load(bias), tl.load(bias + C_OUT)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
         source = z + row * z_row + (position.to(tl.int64) * z_position)[:, None] + channel[None, :]
         x = tl.load(source, exists[:, None], 0.0).to(tl.float32)
-        x = standardize(x, C_IN, 1) if RESIDENT else normalize(x, scale, shift, C_IN, 1)
-        x = x.to(z.dtype.element_ty)
+        x = normalize(x, scale, shift, C_IN, 1).to(z.dtype.element_ty)
         if MASKED:
             shown = mask + row * mask_row + position.to(tl.int64) * mask_position
             shown = tl.load(shown, exists, 0.0).to(tl.float32)
