@@ -188,12 +188,14 @@ OUTPUTS = (
     Tile(128, 128, 8, 1),
 )
 OPERANDS = (
+    Tile(64, 128, 8, 1, resident=2, registers=128),
     Tile(64, 128, 8, 3, resident=2, registers=128),
     Tile(64, 128, 8, 2, resident=2, registers=128),
     Tile(128, 128, 8, 2, resident=1),
     Tile(64, 64, 4, 2),
 )
 UPDATES = (
+    Tile(64, 128, 8, 1, resident=2, registers=128),
     Tile(32, 128, 8, 3, resident=2, registers=128),
     Tile(64, 128, 8, 3, resident=1),
     Tile(64, 128, 8, 2, resident=1),

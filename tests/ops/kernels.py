@@ -91,13 +91,16 @@ def convert(arguments: tuple[Tensor | None, ...], dtype: torch.dtype) -> list[Te
 
 @torch.no_grad()
 def assert_rounds_like_the_reference(
-    op, *arguments: Tensor | None, dtype: torch.dtype, in_place: bool = False
+    op, *arguments: Tensor | None, dtype: torch.dtype, in_place: bool = False, tile: Any = None
 ) -> Tensor:
-    """The kernel's result, which deviates from float64's at most twice as much as the reference's in that dtype."""
+    """The kernel's result, which deviates from float64's at most twice as much as the reference's in that dtype.
+
+    `tile` is one that the device would not take by itself.
+    """
     numbers = convert(arguments, dtype)
     exact = op(*(x if x is None else x.double() for x in convert(arguments, dtype)), backend="reference")
     reference = op(*convert(arguments, dtype), backend="reference")
-    found = op(*numbers, backend="triton")
+    found = op.backends["triton"][0](*numbers, tile=tile) if tile else op(*numbers, backend="triton")
     if in_place:
         assert found.data_ptr() == numbers[0].data_ptr()
         assert found.stride() == numbers[0].stride()

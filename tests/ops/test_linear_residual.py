@@ -60,6 +60,15 @@ def test_kernel(rows, n, c, width, shared, dtype):
 
 
 @kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "n"), SIZES)
+def test_kernel_that_keeps_its_weights(rows, n, dtype):
+    tile = pytest.importorskip("axfold.ops.triton.tiles").Tile(32, 64, 4, 2, resident=1)
+    given = inputs(rows, n, 64, 32, dropout(1, n, 64))
+    assert_rounds_like_the_reference(ops.linear_residual, *given, dtype=dtype, in_place=True, tile=tile)
+
+
+@kernel
 def test_kernel_leaves_x_where_gradients_are_recorded():
     arguments = convert(inputs(2, 5, 16, 32), EXACT)
     before = arguments[0].clone()

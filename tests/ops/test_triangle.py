@@ -105,6 +105,21 @@ def test_update_kernel(rows, n, c_z, c, shared, dtype):
 
 
 @kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "n"), SIZES)
+@pytest.mark.parametrize("shared", [None, 0], ids=["no dropout", "by row"])
+def test_kernels_that_keep_their_weights(rows, n, shared, dtype):
+    """Programs with several tiles; the update's have the norms' weights in those of the layers after them."""
+    tile = pytest.importorskip("axfold.ops.triton.tiles").Tile(32, 64, 4, 2, resident=1)
+    operand = operand_inputs(rows, n, 32, 64)
+    found = assert_rounds_like_the_reference(ops.triangle_operand, *operand, dtype=dtype, tile=tile)
+    assert (found[..., n:] == 0).all()
+    keep = None if shared is None else dropout(1, n, 64)
+    update = update_inputs(rows, n, 64, 32, keep)
+    assert_rounds_like_the_reference(ops.triangle_update, *update, dtype=dtype, in_place=True, tile=tile)
+
+
+@kernel
 @torch.no_grad()
 @pytest.mark.parametrize("edges", ["outgoing", "incoming"])
 def test_row_blocks_by_kernels_are_the_module(edges):

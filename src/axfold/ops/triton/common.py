@@ -8,6 +8,7 @@ from torch import Tensor
 from axfold.ops.triton import tiles
 
 EPSILON = tl.constexpr(1e-5)  # of every LayerNorm in AlphaFold
+LOG2_E = tl.constexpr(1.4426950408889634)
 INTERPRETED: bool = triton.knobs.runtime.interpret  # on the CPU, to test without a GPU
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
@@ -22,27 +23,46 @@ def place(tile, blocks, BLOCK: tl.constexpr):
 @triton.jit
 def normalize(x, weight, bias, CHANNELS: tl.constexpr, AXIS: tl.constexpr):
     """LayerNorm over the whole of an axis, all in float32."""
-    centered = x - tl.expand_dims(tl.sum(x, AXIS) / CHANNELS, AXIS)
-    variance = tl.sum(centered * centered, AXIS) / CHANNELS
-    scale = tl.expand_dims(tl.rsqrt(variance + EPSILON), AXIS)
-    return centered * scale * tl.expand_dims(weight, 1 - AXIS) + tl.expand_dims(bias, 1 - AXIS)
+    x = standardize(x, CHANNELS, AXIS)
+    return x * tl.expand_dims(weight, 1 - AXIS) + tl.expand_dims(bias, 1 - AXIS)
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)) in float32, in four instructions: Triton's own division and exponential take twelve."""
+def standardize(x, CHANNELS: tl.constexpr, AXIS: tl.constexpr):
+    """LayerNorm without weight and bias: mean 0 and variance 1."""
+    centered = x - tl.expand_dims(tl.sum(x, AXIS) / CHANNELS, AXIS)
+    variance = tl.sum(centered * centered, AXIS) / CHANNELS
+    return centered * tl.expand_dims(tl.rsqrt(variance + EPSILON), AXIS)
+
+
+@triton.jit
+def after_norm(layer, bias, norm_weight, norm_bias):
+    """The layer [out, in] and bias that make of standardized numbers what these make of normalised ones.
+
+    A program that keeps its weights saves a product and a sum an element, and the registers of both.
+    """
+    wide = layer.to(tl.float32)
+    bias = bias.to(tl.float32) + tl.sum(wide * norm_bias[None, :], 1)
+    return (wide * norm_weight[None, :]).to(layer.dtype), bias
+
+
+@triton.jit
+def sigmoid(x, shift=0.0):
+    """1 / (1 + exp(-x - shift)) in float32, in four instructions: Triton's own division and exponential take twelve.
+
+    `shift` is the bias of the product x: added here it costs nothing, and no registers are filled with it beforehand.
+    """
     if _INTERPRETED:
-        return tl.sigmoid(x)
+        return tl.sigmoid(x + shift)
     return tl.inline_asm_elementwise(
         """{
         .reg .f32 t;
-        mul.ftz.f32 t, $1, 0fBFB8AA3B;
-        ex2.approx.ftz.f32 t, t;
+        ex2.approx.ftz.f32 t, $1;
         add.ftz.f32 t, t, 0f3F800000;
         rcp.approx.ftz.f32 $0, t;
         }""",
         "=f,f",
-        [x],
+        [x * -LOG2_E + shift * -LOG2_E],
         dtype=tl.float32,
         is_pure=True,
         pack=1,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from axfold.ops.triangle import triangle_operand, triangle_update
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import normalize, place, sigmoid, why_not
+from axfold.ops.triton.common import after_norm, normalize, place, sigmoid, standardize, why_not
 from axfold.ops.triton.tiles import Tile
 
 ALIGNMENT = 16
@@ -80,9 +80,9 @@ def _operand_kernel(
 @triton.jit
 def _gated(x, value_layer, gate_layer, value_shift, gate_shift, PRECISION: tl.constexpr):
     """value * sigmoid(gate) of x [positions, c_in], channel first."""
-    gate = tl.dot(gate_layer, tl.trans(x), input_precision=PRECISION) + gate_shift[:, None]
+    gate = tl.dot(gate_layer, tl.trans(x), input_precision=PRECISION)
     value = tl.dot(value_layer, tl.trans(x), input_precision=PRECISION) + value_shift[:, None]
-    return value * sigmoid(gate)
+    return value * sigmoid(gate, gate_shift.to(tl.float32)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows", "positions"])
@@ -134,8 +134,10 @@ def _update_kernel(
     gate_bias += chunk
     output_bias += chunk
     if RESIDENT:
-        gate_layer, output_layer = tl.load(gate_weight), tl.load(output_weight)
-        gate_shift, output_shift = tl.load(gate_bias), tl.load(output_bias)
+        gate_layer, gate_shift = after_norm(tl.load(gate_weight), tl.load(gate_bias), scale, shift)
+        output_layer = tl.load(output_weight)
+        output_shift = tl.load(output_bias)
+        output_layer, output_shift = after_norm(output_layer, output_shift, product_scale, product_shift)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0), num_stages=AHEAD):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
@@ -147,9 +149,12 @@ def _update_kernel(
             kept = keep + row * keep_row + far * keep_position + chunk[None, :] * keep_channel
         p = product + row * width + position[None, :] + inner.to(tl.int64)[:, None] * size
         p = tl.load(p, (position < width)[None, :], 0.0).to(tl.float32)
-        p = normalize(p, product_scale, product_shift, C, 0).to(z.dtype.element_ty)
+        p = standardize(p, C, 0) if RESIDENT else normalize(p, product_scale, product_shift, C, 0)
+        p = p.to(z.dtype.element_ty)
         x = tl.load(source + channel[None, :], exists[:, None], 0.0)
-        y = normalize(x.to(tl.float32), scale, shift, C_Z, 1).to(z.dtype.element_ty)
+        y = x.to(tl.float32)
+        y = standardize(y, C_Z, 1) if RESIDENT else normalize(y, scale, shift, C_Z, 1)
+        y = y.to(z.dtype.element_ty)
         if RESIDENT:
             new = _update(p, y, output_layer, gate_layer, output_shift, gate_shift, PRECISION)
             if DROPOUT:
@@ -170,9 +175,9 @@ def _update_kernel(
 @triton.jit
 def _update(p, y, output_layer, gate_layer, output_shift, gate_shift, PRECISION: tl.constexpr):
     """sigmoid(gate(y)) * output(p) for y [positions, c_z] and p [c, positions], position first."""
-    gate = tl.dot(gate_layer, tl.trans(y), input_precision=PRECISION) + gate_shift[:, None]
+    gate = tl.dot(gate_layer, tl.trans(y), input_precision=PRECISION)
     update = tl.dot(output_layer, p, input_precision=PRECISION) + output_shift[:, None]
-    return tl.trans(update * sigmoid(gate))
+    return tl.trans(update * sigmoid(gate, gate_shift.to(tl.float32)[:, None]))
 
 
 def _operand_why_not(
