@@ -67,7 +67,7 @@ PRODUCTS: dict[str, Callable[..., int]] = {
     "triangle_operand": _triangle_operand,
     "triangle_update": _triangle_update,
     "transition": _transition,
-    "outer_product_mean": _outer_product_mean,
+    "outer_product_update": _outer_product_mean,
     "global_column_attention": _global_column_attention,
     "invariant_point_attention": _invariant_point_attention,
 }

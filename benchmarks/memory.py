@@ -553,7 +553,7 @@ def warm_up(precision: str, config: Config, args: argparse.Namespace) -> None:
     free = argparse.Namespace(**{**vars(args), "budget": None, "full": False, "blocks": 1, "templates": 0})
     try:
         for tier in ("resident", "offload"):
-            measure(256, tier, precision, config, free)
+            measure(448, tier, precision, config, free)  # so long that the kernels of long proteins run
     except Exception:  # it will be told of where it is measured
         traceback.print_exc()
     forget(torch.device(args.device))

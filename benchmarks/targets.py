@@ -40,12 +40,10 @@ TARGETS = {
     "bf16-4096-offload": Target(residues=4096, tier="offload", blocks=4, against="bf16-4096", times=1.6),
     "bf16-8192": Target(residues=8192, blocks=2),
     "bf16-8192-offload": Target(residues=8192, tier="offload", blocks=2, against="bf16-8192", times=1.2),
-    "bf16-10000": Target(residues=10000, blocks=4, gib=60),
-    "bf16-10000-offload": Target(residues=10000, tier="offload", blocks=4, budget="34GiB", kept=None, gib=34),
+    "bf16-10000": Target(residues=10000, blocks=2, gib=60),
+    "bf16-10000-offload": Target(residues=10000, tier="offload", blocks=2, budget="34GiB", kept=None, gib=34),
     "fp32-7000": Target(residues=7000, precision="fp32", gib=62),
-    "bf16-16000-offload": Target(
-        residues=16000, tier="offload", model="model_1", templates=1, kept=None, gib=79
-    ),
+    "bf16-16000-offload": Target(residues=16000, tier="offload", kept=None, gib=79),
     "bf16-8GB": Target(residues=None, budget="8GB", gib=8e9 / 2**30),
     "bf16-8GB-offload": Target(residues=None, tier="offload", budget="8GB", kept=None, gib=8e9 / 2**30),
 }

@@ -382,7 +382,7 @@ def test_a_single_sequence_leaves_alignments_out(run, counted, tmp_path):
         ({"num_seeds": 0}, InputError),
         ({"max_msa": "0:0"}, InputError),
         ({"layout": "boltz"}, InputError),
-        ({"precision": "fp16"}, InputError),
+        ({"precision": "fp8"}, InputError),
         ({"device": "cuda:7777"}, InputError),
         ({"device": "cuda:77"}, InputError),
         ({"params": "/nowhere/params.npz"}, WeightsError),

@@ -342,7 +342,7 @@ def _arguments(op: str) -> tuple[torch.Tensor | None, ...]:
             x(8),
         ),
         "transition": (x(3, 5, 8), *norm, x(32, 8), x(32), x(8, 32), x(8)),
-        "outer_product_mean": (x(3, 5, 8), x(3, 7, 2), x(7, 5, 2), torch.ones(3, 5), x(8, 4), x(8)),
+        "outer_product_update": (x(3, 5, 8), x(3, 7, 2), x(7, 5, 2), torch.ones(3, 5), x(8, 4), x(8)),
         "global_column_attention": (
             *(x(3, 5, 8), torch.ones(3, 5), *norm, x(6, 8), x(4, 8)),
             *(x(6, 8), x(6), x(8, 6), x(8)),

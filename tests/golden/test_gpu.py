@@ -42,5 +42,5 @@ def test_float16_holds_the_golden_cases(case, parity, synthetic_model):
     found = run_case(model, read(parity / "cases" / case / "inputs.npz"), 1)
     golden = read_golden(parity / "cases" / case / "outputs.npz")
     trunk = {name: golden[name] for name in ("r0/single", "r0/msa_first_row", "r0/pair[::4]")}
-    check(found, trunk, {"": 0.01}, at_least=3)
+    check(found, trunk, {"": 0.02}, at_least=3)
     assert all(np.isfinite(x).all() for x in found.values())

@@ -336,7 +336,7 @@ def folded(config, model, sequence, graphs, number=4):
         torch.device("cuda"),
     )
     said = []
-    sizes = planning.sizes_of(samples, config, model)
+    sizes = planning.sizes_of(samples[0], config, model)
     memory = planning.find_memory(torch.device("cuda"))
     ladder = planning.Ladder(model, sizes, memory, Bus(torch.device("cuda")), said.append, graphs)
     kept = []

@@ -57,7 +57,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Variant]:
 
     monkeypatch.setattr(JITFunction, "run", note)
     monkeypatch.setattr(tiles, "gpu", lambda device: (90, 132))
-    monkeypatch.setattr(alphafold, "present", lambda mask: mask.new_ones(()).expand_as(mask))
+    monkeypatch.setattr(alphafold, "present", lambda mask, like: like.new_ones(()).expand_as(mask))
     for op in (getattr(ops, name) for name in ops.__all__):
         if isinstance(op, ops.Op) and "triton" in op.backends:
             run, _ = op.backends["triton"]

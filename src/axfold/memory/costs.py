@@ -338,7 +338,7 @@ def _structure(s: Sizes) -> Iterator[Cost]:
     yield Cost(  # the pair in float32 and normalised; logits: distances, weights, and what makes them
         stage="invariant point attention", stack="structure", alive=("pair", "MSA"), rows=n,
         update=update,
-        whole=n * (2 * keys + 3 * m.c_s + layers) * WIDE + n * m.c_s * s.itemsize,
+        whole=n * (2 * keys + m.c_s + layers) * WIDE + n * m.c_s * s.itemsize,
         streams=((None, 0), ("pair", n * m.c_z * s.itemsize)), calls=sizes.layers,
         products=2.0 * n * n * sizes.heads * (2 * sizes.c_hidden + 3 * points + 2 * m.c_z),
     )  # fmt: skip

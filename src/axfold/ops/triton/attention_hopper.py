@@ -287,7 +287,9 @@ def _one_again(
         logits = tl.dot(q_tile, tl.trans(k_tile))
         if BIASED:
             b_at = head * by_head + query.to(tl.int64)[:, None] * by_query + at + key[None, :]
-            logits += LOG2_E * tl.load(bias + b_at, (query < queries)[:, None] & there[None, :], 0.0)
+            logits += LOG2_E * tl.load(bias + b_at, (query < queries)[:, None] & there[None, :], 0.0).to(
+                tl.float32
+            )
         logits = tl.where(there[None, :], logits, float("-inf"))
         new = tl.maximum(highest, tl.max(logits, 1))
         weights, shrink = tl.exp2(logits - new[:, None]), tl.exp2(highest - new)
