@@ -29,6 +29,7 @@ import torch
 
 from axfold.config import PRESETS, Config
 from axfold.forecast import sizes_for
+from axfold.memory.allocator import without_gaps
 from axfold.memory.apply import apply
 from axfold.memory.budget import parse_bytes
 from axfold.memory.costs import Sizes
@@ -488,6 +489,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    without_gaps()  # as the command does
     args = arguments()
     device = torch.device(args.device)
     config = with_rows(PRESETS[args.model], args)

@@ -30,7 +30,7 @@ class Target:
 
 
 TARGETS = {
-    "fp32-1200": Target(residues=1200, precision="fp32", budget="3.3GiB", full=True, gib=3.3),
+    "fp32-1200": Target(residues=1200, precision="fp32", budget="3.29GiB", full=True, gib=3.3),
     "fp32-1200-budget": Target(residues=1200, precision="fp32", tier=None, budget="2.2GiB", gib=2.2),
     "bf16-1200": Target(residues=1200, gib=2.0),
     "bf16-2048": Target(residues=2048, gib=4.3),

@@ -11,6 +11,7 @@ import typer
 
 from axfold import __version__
 from axfold.errors import AxfoldError, WeightsError
+from axfold.memory.allocator import without_gaps
 from axfold.options import DEFAULT_MODEL, day
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ P = ParamSpec("P")
 
 def main() -> None:
     """The console script."""
+    without_gaps()
     app()
 
 

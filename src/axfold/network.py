@@ -16,6 +16,7 @@ from torch import nn
 from axfold.config import Config
 from axfold.data.features import FEATURES
 from axfold.errors import AxfoldError, InputError
+from axfold.memory.allocator import without_gaps
 from axfold.model.alphafold import AlphaFold, Features, Pass
 from axfold.options import PRECISIONS, one_of
 from axfold.progress import Clock, Report
@@ -32,6 +33,7 @@ def find_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
+    without_gaps()
     if not count:
         raise InputError(
             f"--device {name}: PyTorch {torch.__version__} finds no CUDA device. Use --device cpu, or run "

@@ -340,7 +340,7 @@ def folded(config, model, sequence, graphs, number=4):
     memory = planning.find_memory(torch.device("cuda"))
     ladder = planning.Ladder(model, sizes, memory, Bus(torch.device("cuda")), said.append, graphs)
     kept = []
-    for result in network.passes(model, ([samples] for _ in range(number)), ladder.leaner):
+    for result in network.passes(model, (samples for _ in range(number)), ladder.leaner):
         tensors = result.msa, result.single, result.pair, result.structure.atom37
         kept.append([x.clone() for x in (*tensors, *result.structure.layers[3].values())])
     return kept, said
