@@ -31,9 +31,7 @@ QUERIES = gl.constexpr(64)  # of a group of warps: the least that its products t
 KEYS = gl.constexpr(64)
 ROWS, PARTS = gl.constexpr(2), gl.constexpr(2)  # rows at once, and groups of queries for each
 STAGES = gl.constexpr(4)  # tiles of keys on their way
-GROUP = gl.constexpr(
-    16
-)  # pairs of rows that go before others, with all heads and queries: they share the bias
+GROUP = gl.constexpr(16)  # pairs of rows before others, with all heads and queries: they share the bias
 REGISTERS = gl.constexpr(112)  # of a thread that computes
 
 
@@ -72,9 +70,8 @@ def _load(
                 tma.async_copy_global_to_shared(q, [at, head * C], asked.index(slot), q_tiles.index(to))
                 tma.async_copy_global_to_shared(gate, [at, head * C], asked.index(slot), gate_tiles.index(to))
         for turn_k in range(k_blocks):
-            block_k = (
-                gl.where(turn_k == 0, k_blocks, turn_k) - 1
-            )  # the last first, some of whose keys may be missing
+            # the last keys first: some of that tile may be missing
+            block_k = gl.where(turn_k == 0, k_blocks, turn_k) - 1
             stage = step % STAGES
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             mbarrier.expect(
