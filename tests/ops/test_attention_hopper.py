@@ -68,6 +68,16 @@ def test_a_bias_that_lies_anyhow():
 
 
 @on_hopper
+def test_an_offset_that_the_copy_engine_does_not_take():
+    q, k, v, gate, mask, bias = PLAIN.inputs(torch.bfloat16, "cuda")
+    shifted = torch.cat([q.new_zeros(1), q.flatten()])[1:].view(q.shape)
+    assert shifted.data_ptr() % 16
+    q = q.contiguous()
+    expected = ops.gated_attention(q, k, v, gate, mask, bias, backend="hopper")
+    assert torch.equal(ops.gated_attention(shifted, k, v, gate, mask, bias, backend="hopper"), expected)
+
+
+@on_hopper
 def test_why_not():
     arguments = replace(PLAIN, masked=True).inputs(torch.bfloat16, "cuda")
     assert ops.gated_attention.backend_for(*arguments) == "triton"

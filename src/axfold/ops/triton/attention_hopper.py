@@ -328,8 +328,8 @@ def _why_not(
             len(x) > 1 and x.stride(0) != position * x.shape[1]
         ):
             return "positions are not evenly apart, or heads not side by side"
-        if position % 8 or x.data_ptr() % 16:
-            return "positions do not begin at multiples of 16 bytes"
+        if position % 8:
+            return "positions are not a multiple of 16 bytes apart"
     return None
 
 
@@ -337,8 +337,9 @@ def _why_not(
 def gated_attention_hopper(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """One kernel, and one that looks whether anything is to be done again. A bias whose rows are not evenly 16 bytes
-    apart is copied before."""
+    """One kernel, and one that looks whether anything is to be done again. What does not begin at a multiple of 16
+    bytes is copied before, and a bias whose rows do not."""
+    q, k, v, gate = (x.clone() if x.data_ptr() % 16 else x for x in (q, k, v, gate))
     rows, queries, heads, channels = q.shape
     keys, width = k.shape[1], max(channels, 16)
     out = q.new_empty(rows, queries, heads * channels)
