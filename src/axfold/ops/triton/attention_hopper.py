@@ -27,6 +27,10 @@ from axfold.ops.attention import gated_attention
 from axfold.ops.triton.attention import LEAST, LOG2_E, MOST
 from axfold.ops.triton.common import sigmoid
 
+_bring = (
+    getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+)  # its name since Triton 3.8, and before
+
 QUERIES = gl.constexpr(64)  # of a group of warps: the least that its products take
 KEYS = gl.constexpr(64)
 ROWS, PARTS = gl.constexpr(2), gl.constexpr(2)  # rows at once, and groups of queries for each
@@ -67,8 +71,8 @@ def _load(
             for part in gl.static_range(PARTS):
                 at = gl.minimum(row + r, rows - 1) * queries + (block * PARTS + part) * QUERIES
                 to = slot * (ROWS * PARTS) + r * PARTS + part
-                tma.async_copy_global_to_shared(q, [at, head * C], asked.index(slot), q_tiles.index(to))
-                tma.async_copy_global_to_shared(gate, [at, head * C], asked.index(slot), gate_tiles.index(to))
+                _bring(q, [at, head * C], asked.index(slot), q_tiles.index(to))
+                _bring(gate, [at, head * C], asked.index(slot), gate_tiles.index(to))
         for turn_k in range(k_blocks):
             # the last keys first: some of that tile may be missing
             block_k = gl.where(turn_k == 0, k_blocks, turn_k) - 1
@@ -80,16 +84,14 @@ def _load(
             for r in gl.static_range(ROWS):
                 at = gl.minimum(row + r, rows - 1) * keys + block_k * KEYS
                 to = stage * ROWS + r
-                tma.async_copy_global_to_shared(k, [at, head * C], full.index(stage), k_tiles.index(to))
-                tma.async_copy_global_to_shared(v, [at, head * C], full.index(stage), v_tiles.index(to))
+                _bring(k, [at, head * C], full.index(stage), k_tiles.index(to))
+                _bring(v, [at, head * C], full.index(stage), v_tiles.index(to))
             if BIASED:
                 for part in gl.static_range(PARTS):
                     at = head * queries + (block * PARTS + part) * QUERIES
                     to = stage * PARTS + part
                     of_keys = block_k * KEYS
-                    tma.async_copy_global_to_shared(
-                        bias, [at, of_keys], full.index(stage), bias_tiles.index(to)
-                    )
+                    _bring(bias, [at, of_keys], full.index(stage), bias_tiles.index(to))
             step += 1
 
 
