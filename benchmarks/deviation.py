@@ -6,9 +6,9 @@
     python benchmarks/deviation.py --device cuda --cases mono_small --precisions bf16 --tiers offload
 
 On the golden cases, one pass. A precision in one piece is compared with fp32 in one piece (tf32 where the device has
-it), and every tier, in blocks of rows that divide nothing, with one piece of its own precision. Kernels are built in the
-first case; blocks of seven rows are many launches, so that a tier takes much longer than one piece. What is measured is
-written each time, and the page has the newest number of each.
+it), and every tier, in blocks of rows that divide nothing, with one piece of its own precision. Kernels are built in
+the first case; blocks of seven rows are many launches, so that a tier takes much longer than one piece. What is
+measured is written each time, and the page has the newest number of each.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -155,19 +156,35 @@ def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
     }
     words = [word for option in options.items() for word in option]
     command = [sys.executable, str(BENCHMARKS / "memory.py"), *words]
-    command += ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "memory.md")]
+    pages = tmp_path / "pages"  # made where it is missing
+    command += ["--results", str(tmp_path / "results"), "--page", str(pages / "memory.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").iterdir()
-    rows = json.loads(path.read_text("utf-8"))["measured"]
+    result = json.loads(path.read_text("utf-8"))
+    rows = result["measured"]
     assert [row["tier"] for row in rows] == ["resident", "lean", "offload"]
     for row in rows:
         assert 0.95 <= row["predicted_bytes"] / row["measured_bytes"] <= 1.05
         assert row["seconds"] > row["run_seconds"] > 0
-    assert (tmp_path / "memory-16-fp32.png").stat().st_size > 10_000
-    text = (tmp_path / "memory.md").read_text("utf-8")
+    drawn = pages / "memory-16-fp32.png"
+    assert drawn.stat().st_size > 10_000
+    text = (pages / "memory.md").read_text("utf-8")
     assert "| 24 | fp32 | offload |" in text
+    assert "| 16 |" not in text  # whose tensors were counted, which takes time
     assert "![memory 16 fp32](memory-16-fp32.png)" in text
+    (row,) = result["pictures"]
+    stages = [call["stage"] for call in row["sequence"]]
+    assert stages.count("Evoformer: MSA row attention") == 1
+    assert all(call["alive"]["weights"] > 10**8 for call in row["sequence"])
+
+    kept = drawn.read_bytes()
+    drawn.unlink()
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), "--report", *command[-4:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert drawn.read_bytes() == kept
+    assert (pages / "memory.md").read_text("utf-8") == text
 
 
 def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType) -> None:
@@ -226,23 +243,53 @@ def test_targets_are_measured_and_told_beside_their_limits(tmp_path, monkeypatch
     assert "8 apples" in text
 
 
-def test_the_plan_keeps_to_every_target():
-    spec = importlib.util.spec_from_file_location("benchmark_targets", BENCHMARKS / "targets.py")
-    targets = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = targets
-    spec.loader.exec_module(targets)
-    for name, wanted in targets.TARGETS.items():
-        config = PRESETS[wanted.model]
-        sizes = sizes_for(config, wanted.residues or 1, wanted.precision, templates=wanted.templates)
-        budget = parse_bytes(wanted.budget or "79GiB")
-        if wanted.residues is None:
-            sizes = replace(sizes, residues=max_length(sizes, budget, tier=wanted.tier) // 16 * 16)
-        found = plan(sizes, budget, tier=wanted.tier, kept=wanted.kept, full=wanted.full)
-        assert found.peak_device_bytes <= (wanted.gib or 79) * 2**30, name
-        beside = sum(found.parts.get(part, 0) for part in ("weights", "features", "MSA", "extra MSA"))
-        unit = sizes.residues**2 * 128 * sizes.itemsize
-        assert found.peak_device_bytes - beside <= (wanted.units or 9) * unit, name
-        assert wanted.against is None or wanted.against in targets.TARGETS
+def test_a_setting_has_its_seconds_and_the_next_one_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory, targets = importlib.import_module("memory"), importlib.import_module("targets")
+    tiny = {name: targets.Target(residues=24, precision="fp32", gib=1.0) for name in ("slow", "quick")}
+    monkeypatch.setattr(memory, "TARGETS", tiny)
+    alive = []
+
+    def measure(*args: Any) -> dict[str, Any]:
+        if alive:
+            assert alive[0]() is None  # what was given up holds no memory
+            return {"measured_bytes": 2**29, "predicted_bytes": 2**29, "beside_bytes": 0, "pair_bytes": 1} | {
+                "seconds": 1.0,
+                "predicted_seconds": 1.0,
+            }
+        tensor = torch.zeros(5)
+        alive.append(weakref.ref(tensor))
+        try:
+            while tensor is not None:
+                tensor.add_(1)
+        except Exception as error:
+            raise AssertionError("taken for an error of its own") from error
+        return {}
+
+    def rows(seconds: str, *names: str) -> list[dict[str, Any]]:
+        words = ["--targets", *names, "--seconds", seconds, "--results", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["memory.py", *words, "--page", str(tmp_path / "memory.md")])
+        memory.main()
+        (written,) = tmp_path.glob("20[!0]*.json")
+        found = json.loads(written.read_text("utf-8"))["measured"]
+        written.rename(tmp_path / f"200{len(list(tmp_path.glob('*.json')))}.json")
+        return found
+
+    def kept(name: str) -> str:
+        text = (tmp_path / "memory.md").read_text("utf-8")
+        return re.search(rf"\| {name} \| 24 \| resident \|  \|(.+)\|\n", text)[1].strip()
+
+    monkeypatch.setattr(memory, "measure", measure)
+    slow, quick = rows("0.2", "slow", "quick")
+    assert slow["error"] == "not done within 0.2 s"
+    assert "error" not in quick
+    assert kept("slow") == "| not done within 0.2 s | no"
+    assert kept("quick") == "1 GiB | 0.50 | yes"
+    assert "error" not in rows("9", "slow")[0]
+    assert kept("slow") == "1 GiB | 0.50 | yes"
+    alive.clear()
+    assert "error" in rows("0.1", "slow")[0]
+    assert kept("slow") == "1 GiB | 0.50 | yes"  # what was measured before counts
 
 
 OPENFOLD = {
