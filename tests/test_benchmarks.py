@@ -292,6 +292,25 @@ def test_a_setting_has_its_seconds_and_the_next_one_runs(tmp_path, monkeypatch):
     assert kept("slow") == "1 GiB | 0.50 | yes"  # what was measured before counts
 
 
+def test_the_plan_keeps_to_every_target():
+    spec = importlib.util.spec_from_file_location("benchmark_targets", BENCHMARKS / "targets.py")
+    targets = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = targets
+    spec.loader.exec_module(targets)
+    for name, wanted in targets.TARGETS.items():
+        config = PRESETS[wanted.model]
+        sizes = sizes_for(config, wanted.residues or 1, wanted.precision, templates=wanted.templates)
+        budget = parse_bytes(wanted.budget or "79GiB")
+        if wanted.residues is None:
+            sizes = replace(sizes, residues=max_length(sizes, budget, tier=wanted.tier) // 16 * 16)
+        found = plan(sizes, budget, tier=wanted.tier, kept=wanted.kept, full=wanted.full)
+        assert found.peak_device_bytes <= (wanted.gib or 79) * 2**30, name
+        beside = sum(found.parts.get(part, 0) for part in ("weights", "features", "MSA", "extra MSA"))
+        unit = sizes.residues**2 * 128 * sizes.itemsize
+        assert found.peak_device_bytes - beside <= (wanted.units or 9) * unit, name
+        assert wanted.against is None or wanted.against in targets.TARGETS
+
+
 OPENFOLD = {
     "config.py": """
         from types import SimpleNamespace as Some
