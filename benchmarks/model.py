@@ -114,7 +114,8 @@ class Engine:
         torch.manual_seed(0)
         model = network.in_precision(AlphaFold(config.model), precision)
         self.model = model.requires_grad_(False).to(device).eval()
-        self._config, self._device = config, device
+        self._config = config
+        self._device = device = self.model.trunk.single.weight.device  # with its number, as tensors have it
         self._bus, self._graphs = Bus(device), Graphs(device)
 
     def ladder(self, features: Mapping[str, np.ndarray], *, graphs: bool = True) -> planning.Ladder:
