@@ -3,7 +3,7 @@
     python benchmarks/model.py                      # on the CPU; writes benchmarks/results/DATE-DEVICE.json
     python benchmarks/model.py --peers              # ColabFold, OpenFold and FastFold beside it, where installed
     python benchmarks/model.py --peers ColabFold cuEquivariance    # those whose name and setting have such a word
-    python benchmarks/model.py --device cuda --precision bf16 --lengths 256 512 1024
+    python benchmarks/model.py --device cuda --precision bf16 tf32 --lengths 256 512 1024
     python benchmarks/model.py --blocks 4 --lengths 256 --dry-run    # a quick look: 4 Evoformer blocks for 48
 
 Passes are timed as a prediction runs them, with CUDA graphs where those are used. A block whose parts are watched can't
@@ -206,7 +206,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, help="Evoformer blocks (default: the model's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
     parser.add_argument("--repeats", type=int, default=2, help="passes after the first, whose fastest counts")
     parser.add_argument("--peers", nargs="*", metavar="WORD", help="time other packages too, where installed")
     parser.add_argument(
@@ -241,28 +241,24 @@ def show(row: Mapping[str, Any]) -> None:
         print(f"{part:>40} {seconds:9.3f} s {seconds / row['hooked_seconds']:6.1%}")
 
 
-def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
+def measure_all(
+    precision: str, features: Mapping[int, Any], files: Mapping[int, Path], args: argparse.Namespace
+) -> None:
+    """axfold and the peers asked for in one precision, written to a file of its own."""
     device = torch.device(args.device)
-    if network.find_precision(args.precision, device) != args.precision:
-        sys.exit(f"--precision {args.precision}: {device_name(device)} has none.")
     config = configuration(args.model, args.clusters, args.extra, args.blocks)
-    version = f"{axfold.__version__} ({commit()})"
-    print(f"{device_name(device)}; torch {torch.__version__}, axfold {version}")
-
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "note": args.note,
         "device": device_name(device),
         "versions": {
-            "axfold": version,
+            "axfold": f"{axfold.__version__} ({commit()})",
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "settings": {
             "model": args.model,
-            "precision": args.precision,
+            "precision": precision,
             "clusters": args.clusters,
             "extra": args.extra,
             "blocks": config.model.evoformer.blocks,
@@ -270,7 +266,8 @@ def main() -> None:
         },
         "measured": [],
     }
-    path = args.results / file_name(result["date"], device, args.precision)
+    path = args.results / file_name(result["date"], device, precision)
+    print(f"{result['device']}, {precision}; {result['versions']}")
 
     def keep(row: dict[str, Any]) -> None:
         result["versions"] |= row.pop("versions", {})
@@ -279,45 +276,55 @@ def main() -> None:
         if not args.dry_run:  # each time: what is measured outlives an interruption
             write(path, result)
 
-    lengths = sorted(args.lengths)
-    asked = peers_asked(args.peers)
-    of_peers = set(os.environ)
-    if device.type == "cuda":
-        without_gaps()  # as the command does
-    with tempfile.TemporaryDirectory() as folder:
-        files = {residues: Path(folder, f"{residues}.npz") for residues in lengths}
-        clock = Clock(device)
-        engine = None if args.peers_alone else Engine(config, device, args.precision)
-        for residues, file in files.items():
-            features = random_features(residues, config)
-            if asked:
-                np.savez(file, **features)
-            if engine is not None:
-                row = row_of(engine, features, args.repeats, clock)
-                keep({"engine": "axfold", "setting": "", "residues": residues, **row})
-        del engine  # its memory is for the peers
+    if not args.peers_alone:
+        clock, engine = Clock(device), Engine(config, device, precision)
+        for residues, one in features.items():
+            row = row_of(engine, one, args.repeats, clock)
+            keep({"engine": "axfold", "setting": "", "residues": residues, **row})
+        del engine  # its memory is for others
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        for name in set(os.environ) - of_peers:
-            del os.environ[name]
-        model = {"model": args.model, "clusters": args.clusters, "extra": args.extra, "blocks": args.blocks}
-        for peer, setting in asked:
-            rows = process.measure(
-                peer,
-                setting,
-                files,
-                model=model,
-                device=args.device,
-                precision=args.precision,
-                repeats=args.repeats,
-                seconds=args.peer_seconds,
-                environment={"OMP_NUM_THREADS": str(args.threads)},
-            )
-            for row in rows:
-                keep(row)
+    model = {"model": args.model, "clusters": args.clusters, "extra": args.extra, "blocks": args.blocks}
+    for peer, setting in peers_asked(args.peers):
+        rows = process.measure(
+            peer,
+            setting,
+            files,
+            model=model,
+            device=args.device,
+            precision=precision,
+            repeats=args.repeats,
+            seconds=args.peer_seconds,
+            environment={"OMP_NUM_THREADS": str(args.threads)},
+        )
+        for row in rows:
+            keep(row)
     if not args.dry_run:
         print(f"written: {path}")
+
+
+def main() -> None:
+    args = arguments()
+    before = set(os.environ)
+    if args.device != "cpu":
+        without_gaps()  # as the command does
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    for precision in args.precision:
+        if network.find_precision(precision, device) != precision:
+            sys.exit(f"--precision {precision}: {device_name(device)} has none.")
+    torch.zeros(1, device=device)
+    for name in set(os.environ) - before:  # this process has read it; the peers have their own ways
+        del os.environ[name]
+    config = configuration(args.model, args.clusters, args.extra, args.blocks)
+    features = {residues: random_features(residues, config) for residues in sorted(args.lengths)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {residues: Path(folder, f"{residues}.npz") for residues in features}
+        for residues, file in files.items() if args.peers is not None else ():
+            np.savez(file, **features[residues])
+        for precision in args.precision:
+            measure_all(precision, features, files, args)
 
 
 if __name__ == "__main__":

@@ -50,9 +50,12 @@ def test_a_pass_is_timed_by_its_parts(tmp_path: Path, report: ModuleType) -> Non
     }
     options = [str(word) for option in small.items() for word in option]
     command = [sys.executable, str(BENCHMARKS / "model.py"), "--lengths", "5", "8", *options]
+    command += ["--precision", "bf16", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.iterdir()
+    other, path = sorted(tmp_path.iterdir())
+    assert json.loads(other.read_text("utf-8"))["settings"]["precision"] == "bf16"
+    other.unlink()
     result = json.loads(path.read_text("utf-8"))
     assert [row["residues"] for row in result["measured"]] == [5, 8]
     for row in result["measured"]:
