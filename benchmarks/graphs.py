@@ -28,7 +28,8 @@ from axfold.graphs import Graphs
 from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
 from machine import commit, device_name, file_name, write
-from model import PRECISIONS, random_query
+from model import PRECISIONS
+from passes import random_query
 
 RESULTS = Path(__file__).parent / "results" / "graphs"
 
@@ -117,7 +118,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clusters", type=int, default=512)
     parser.add_argument("--extra", type=int, default=5120)
     parser.add_argument("--recycles", type=int, default=3)
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     return parser.parse_args()
 
@@ -127,8 +128,8 @@ def main() -> None:
     device, config = torch.device("cuda"), PRESETS[args.model]
     config = replace(config, data=replace(config.data, msa_clusters=args.clusters, extra_msa=args.extra))
     torch.manual_seed(0)
-    model = AlphaFold(config.model).requires_grad_(False).eval()
-    model = model.to_precision(PRECISIONS[args.precision]).to(device)
+    model = network.in_precision(AlphaFold(config.model), args.precision)
+    model = model.requires_grad_(False).eval().to(device)
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "device": device_name(device),

@@ -6,10 +6,11 @@
     python benchmarks/memory.py --device cuda --lengths 10000 --tiers resident offload --precision bf16 --blocks 1
     python benchmarks/memory.py --device cuda --targets               # what is promised (targets.py); names choose some
     python benchmarks/memory.py --device cuda --picture 1200:fp32 3072:bf16   # what is alive when
-    python benchmarks/memory.py --report                              # the page alone, from the results
+    python benchmarks/memory.py --report                              # page and pictures alone, from the results
 
 With --blocks, so many blocks of each stack run; the weights of all of them are on the device, and the seconds of a
-whole pass are extrapolated from each stage's.
+whole pass are extrapolated from each stage's. A setting that takes more than --seconds is given up, and its row says
+so.
 """
 
 import argparse
@@ -17,9 +18,11 @@ import gc
 import json
 import os
 import resource
+import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +31,7 @@ from typing import Any
 import torch
 
 from axfold.config import PRESETS, Config
-from axfold.forecast import sizes_for
+from axfold.forecast import ITEMSIZE, sizes_for
 from axfold.memory.allocator import without_gaps
 from axfold.memory.apply import apply
 from axfold.memory.budget import parse_bytes
@@ -37,6 +40,7 @@ from axfold.memory.host import Bus
 from axfold.memory.meter import Meter
 from axfold.memory.plan import TIERS, DoesNotFit, max_length, plan
 from axfold.model.alphafold import AlphaFold
+from axfold.network import in_precision
 from machine import commit, device_name, file_name, write
 from report import table
 from targets import TARGETS
@@ -45,7 +49,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "memory"
 COMMANDS = HERE / "results" / "predict"  # of predict.py
 PAGE = HERE.parent / "docs" / "memory.md"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAYS_ON_THE_HOST = ("msa_feat", "extra_msa", "extra_has_deletion", "extra_deletion_value")
 
 GROUPS = {
@@ -119,7 +122,7 @@ def features(n: int, clusters: int, extra: int, templates: int) -> dict[str, tor
     }
 
 
-def build(config: Config, blocks: int | None, dtype: torch.dtype, device: torch.device) -> AlphaFold:
+def build(config: Config, blocks: int | None, precision: str, device: torch.device) -> AlphaFold:
     """The network with so many blocks in each stack."""
     sizes = config.model
     if blocks is not None:
@@ -129,7 +132,7 @@ def build(config: Config, blocks: int | None, dtype: torch.dtype, device: torch.
             evoformer=replace(sizes.evoformer, blocks=min(blocks, sizes.evoformer.blocks)),
         )
     torch.manual_seed(0)
-    return AlphaFold(sizes).to_precision(dtype).to(device).eval().requires_grad_(False)
+    return in_precision(AlphaFold(sizes), precision).to(device).eval().requires_grad_(False)
 
 
 def whole_pass(stages: Mapping[str, Any], config: Config, network: AlphaFold) -> float:
@@ -146,7 +149,7 @@ def measure(
     n: int, tier: str | None, precision: str, config: Config, args: argparse.Namespace, tensors: bool = False
 ) -> dict[str, Any]:
     """One setting: its plan, and what it took; or the error that ended it."""
-    device, dtype = torch.device(args.device), DTYPES[precision]
+    device = torch.device(args.device)
     on_gpu = device.type == "cuda"
     sizes: Sizes = sizes_for(config, n, precision, templates=args.templates, on_gpu=on_gpu)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
@@ -159,7 +162,7 @@ def measure(
         "templates": args.templates,
         "budget": args.budget,
     }
-    network = build(config, args.blocks, dtype, device)
+    network = build(config, args.blocks, precision, device)
     held = sum(p.nbytes for p in network.parameters())
     ballast = torch.empty(max(sizes.weights - held, 0), dtype=torch.uint8, device=device)
     if args.budget:
@@ -192,7 +195,7 @@ def measure(
         "kept_rows": chosen.kept,
         "lent_rows": chosen.lent,
         "handovers": sorted(chosen.handovers),
-        "pair_bytes": n * n * config.model.c_z * dtype.itemsize,
+        "pair_bytes": n * n * config.model.c_z * ITEMSIZE[precision],
         "beside_bytes": sum(
             chosen.parts.get(name, 0) for name in ("weights", "features", "MSA", "extra MSA")
         ),
@@ -229,7 +232,7 @@ def measure(
     }
     if on_gpu:
         row["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-    for call in measured["sequence"] if tensors else ():
+    for call in first_blocks(measured["sequence"]) if tensors else ():
         call["alive"]["weights"] = call["alive"].get("weights", 0) + ballast.nbytes
         call["peak_bytes"] += 0 if on_gpu else ballast.nbytes
         row.setdefault("sequence", []).append(call)
@@ -237,7 +240,7 @@ def measure(
 
 
 def target(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The row of a target. What ends it is its error, so that those after it are measured all the same."""
+    """The row of a target."""
     wanted = TARGETS[name]
     overridden = {key: getattr(wanted, key) for key in ("blocks", "budget", "templates", "kept", "full")}
     if args.device == "cpu":  # whose memory is not to be filled
@@ -245,30 +248,68 @@ def target(name: str, args: argparse.Namespace) -> dict[str, Any]:
     settings = argparse.Namespace(**{**vars(args), **overridden})
     config = with_rows(PRESETS[wanted.model], args)
     n = wanted.residues
-    row: dict[str, Any] = {"tier": wanted.tier or "", "precision": wanted.precision, "residues": n or 0}
-    row |= {"blocks": wanted.blocks, "templates": wanted.templates, "budget": wanted.budget}
-    try:
-        if n is None:
+    row: dict[str, Any] = {"target": name, "tier": wanted.tier or "", "precision": wanted.precision}
+    row |= {"residues": n or 0, "blocks": wanted.blocks, "templates": wanted.templates}
+    row |= {"budget": wanted.budget}
+
+    def found() -> dict[str, Any]:
+        length = n
+        if length is None:
             sizes = sizes_for(config, 1, wanted.precision, templates=wanted.templates)
-            n = max_length(sizes, parse_bytes(wanted.budget or "", "the budget"), tier=wanted.tier)
-            n = row["residues"] = n // 16 * 16  # whose rows are aligned
-        row |= measure(n, wanted.tier, wanted.precision, config, settings)
+            length = max_length(sizes, parse_bytes(wanted.budget or "", "the budget"), tier=wanted.tier)
+            length = row["residues"] = length // 16 * 16  # whose rows are aligned
+        return measure(length, wanted.tier, wanted.precision, config, settings)
+
+    return attempt(row, found, args.seconds)
+
+
+def attempt(row: dict[str, Any], found: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """The row with what is found. What ends it is its error, so that those after it are measured all the same."""
+    try:
+        with limited(seconds):
+            row |= found()
+    except TooSlow as error:
+        clear(error)
+        row |= {"error": str(error), "late": True}
     except Exception as error:
         traceback.print_exc()
-        traceback.clear_frames(error.__traceback__)
+        clear(error)
         row["error"] = f"{type(error).__name__}: {error}"
-    return {"target": name, **row}
+    return row
 
 
-def picture(row: Mapping[str, Any], path: Path) -> None:
-    """Bytes over the stages of a pass, the first block of each stack, as bars of what is alive."""
-    import matplotlib
+class TooSlow(BaseException):
+    """A setting takes longer than it may. No Exception: the checks of kernels would take one for a kernel's."""
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    calls, seen = [], set()
-    for call in row["sequence"]:
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TooSlow inside, between two operations, after so many seconds."""
+
+    def over(*_: Any) -> None:
+        raise TooSlow(f"not done within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def clear(error: BaseException) -> None:
+    """Let go of the tensors in the frames of an error, and of those that it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+
+
+def first_blocks(sequence: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What a picture shows of the calls of a pass: the first block of each stack."""
+    seen = set()
+    for call in sequence:
         stack = call["stage"].partition(":")[0]
         if not call["alive"] or "rest" in call["stage"] or (stack, "done") in seen:
             continue
@@ -279,7 +320,31 @@ def picture(row: Mapping[str, Any], path: Path) -> None:
             seen.add((stack, "first"))
         if stack == "structure":
             seen.add((stack, "done"))
-        calls.append(call)
+        yield call
+
+
+def draw(folder: Path, pictures: Path) -> None:
+    """The pictures of the results: the newest of each number of residues and precision."""
+    newest: dict[str, tuple[dict[str, Any], str]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        result = json.loads(path.read_text("utf-8"))
+        for row in result.get("pictures", ()):
+            if "sequence" in row:
+                newest[f"memory-{row['residues']}-{row['precision']}.png"] = row, result["device"]
+    for name, (row, device) in newest.items():
+        pictures.mkdir(parents=True, exist_ok=True)
+        picture(row, device, pictures / name)
+        print(f"written: {pictures / name}")
+
+
+def picture(row: Mapping[str, Any], device: str, path: Path) -> None:
+    """Bytes over the stages of a pass, as bars of what is alive."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    calls = row["sequence"]
     names = list(dict.fromkeys([*GROUPS.values(), "workspace", "inside of kernels"]))
     bars: dict[str, list[float]] = {name: [] for name in names}
     for call in calls:
@@ -298,9 +363,9 @@ def picture(row: Mapping[str, Any], path: Path) -> None:
     axes.axhline(row["predicted_bytes"] / 2**30, color="black", linestyle=":", label="predicted peak")
     axes.set_xticks(range(len(calls)), [call["stage"] for call in calls], rotation=90, fontsize=7)
     axes.set_ylabel("GiB")
-    axes.set_title(f"{row['residues']} residues, {row['precision']}, {row['tier']}")
+    axes.set_title(f"{row['residues']} residues, {row['precision']}, {row['tier']}; {device}")
     axes.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
 
 
@@ -315,7 +380,9 @@ def page(folder: Path, pictures: Path, commands: Path = COMMANDS) -> Iterator[st
         for row in result["measured"]:
             if row["tier"] in TIERS:  # else it ended before there was a plan
                 key = result["device"], row["precision"], row["residues"], TIERS.index(row["tier"])
-                newest[*key, row.get("budget") or "", row.get("templates", result["templates"])] = result, row
+                key = *key, row.get("budget") or "", row.get("templates", result["templates"])
+                if "late" not in row or key not in newest:
+                    newest[key] = result, row
     yield from kept_promises(folder)
     yield "## Predicted and measured\n"
     yield (
@@ -353,8 +420,9 @@ def kept_promises(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         result = json.loads(path.read_text("utf-8"))
         for row in result["measured"]:
-            if row.get("target") in TARGETS:
-                newest[result["device"], row["target"]] = row
+            key = result["device"], row.get("target")
+            if row.get("target") in TARGETS and ("late" not in row or key not in newest):
+                newest[key] = row
     if not newest:
         return
     yield "## Limits\n"
@@ -436,7 +504,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     start = [str(row["residues"]), row["precision"], row["tier"] + templates, row.get("budget") or ""]
     predicted = f"{row['predicted_bytes'] / 2**30:.2f}" if "predicted_bytes" in row else ""
     if "error" in row:
-        return [*start, predicted, "does not fit", "", "", "", ""]
+        return [*start, predicted, row["error"] if "late" in row else "does not fit", "", "", "", ""]
     extrapolated = "" if row["blocks"] is None else "*"
     return [
         *start,
@@ -457,7 +525,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", type=int, nargs="*", default=None, help="default: 64 96")
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
-    parser.add_argument("--precision", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--precision", nargs="+", choices=list(ITEMSIZE), default=["fp32", "bf16"])
     parser.add_argument("--clusters", type=int, help="default: 512 on a GPU, 32 on a CPU")
     parser.add_argument("--extra", type=int, help="default: 5120 on a GPU, 128 on a CPU")
     parser.add_argument("--templates", type=int, default=0)
@@ -473,9 +541,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="use the budget to the last byte")
     parser.add_argument("--targets", nargs="*", choices=list(TARGETS), help="measure these, or all")
     parser.add_argument("--picture", nargs="+", default=[], metavar="LENGTH:PRECISION", help="to draw")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="most that each setting may take (default: 300)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to write")
-    parser.add_argument("--report", action="store_true", help="write the page alone")
+    parser.add_argument("--report", action="store_true", help="write page and pictures alone")
     args = parser.parse_args()
     on_gpu = args.device != "cpu"
     args.clusters = args.clusters or (512 if on_gpu else 32)
@@ -526,21 +597,30 @@ def main() -> None:
     for precision in args.precision:
         for n in args.lengths:
             for tier in args.tiers:
-                row = measure(n, tier, precision, config, args)
-                forget(device)
+                row = one(n, tier, precision, config, args)
                 result["measured"].append(row)
                 print(" | ".join(cells(row)), row.get("error", ""), flush=True)
                 write(args.results / name, result)
     for wanted in args.picture:
         length, _, precision = wanted.partition(":")
-        row = measure(int(length), args.tiers[0], precision, config, args, tensors=True)
-        if "error" in row:
-            print(row["error"])
-            continue
-        path = args.page.parent / f"memory-{length}-{precision}.png"
-        picture(row, path)
-        print(f"written: {path}")
+        row = one(int(length), args.tiers[0], precision, config, args, tensors=True)
+        result.setdefault("pictures", []).append(row)
+        print(" | ".join(cells(row)), row.get("error", ""), flush=True)
+        write(args.results / name, result)
+    draw(args.results, args.page.parent)
+    args.page.parent.mkdir(parents=True, exist_ok=True)
     args.page.write_text("\n".join(page(args.results, args.page.parent)), "utf-8")
+
+
+def one(
+    n: int, tier: str, precision: str, config: Config, args: argparse.Namespace, tensors: bool = False
+) -> dict[str, Any]:
+    """The row of a setting of the command line."""
+    row = {"residues": n, "tier": tier, "precision": precision, "blocks": args.blocks}
+    row |= {"templates": args.templates, "budget": args.budget}
+    row = attempt(row, lambda: measure(n, tier, precision, config, args, tensors), args.seconds)
+    forget(torch.device(args.device))
+    return row
 
 
 def with_rows(config: Config, args: argparse.Namespace) -> Config:

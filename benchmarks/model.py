@@ -3,8 +3,11 @@
     python benchmarks/model.py                      # on the CPU; writes benchmarks/results/DATE-DEVICE.json
     python benchmarks/model.py --peers              # ColabFold, OpenFold and FastFold beside it, where installed
     python benchmarks/model.py --peers ColabFold cuEquivariance    # those whose name and setting have such a word
-    python benchmarks/model.py --device cuda --precision bf16 --lengths 256 512 1024
+    python benchmarks/model.py --device cuda --precision bf16 tf32 --lengths 256 512 1024
     python benchmarks/model.py --blocks 4 --lengths 256 --dry-run    # a quick look: 4 Evoformer blocks for 48
+
+Passes are timed as a prediction runs them, with CUDA graphs where those are used. A block whose parts are watched can't
+be replayed: the parts are measured in a pass of its own, without graphs, which takes `hooked_seconds`.
 
 `benchmarks/report.py` makes docs/benchmarks.md of the results.
 """
@@ -14,9 +17,12 @@ import gc
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,14 +34,17 @@ from torch import nn
 import axfold
 from axfold import network, planning
 from axfold.config import PRESETS, Config
+from axfold.graphs import Graphs
+from axfold.memory.allocator import without_gaps
 from axfold.memory.host import Bus
 from axfold.model.alphafold import AlphaFold
+from axfold.options import PRECISIONS as NAMED
 from machine import commit, device_name, file_name, write
 from passes import configuration, random_features
 from peers import PEERS, load, process
 
 RESULTS = Path(__file__).parent / "results"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = tuple(name for name in NAMED if name != "auto")
 
 PARTS = (
     (r"trunk\.embed_\w+", "embedding"),
@@ -69,18 +78,24 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def watch(self, model: nn.Module) -> None:
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
         """Measure every module that PARTS names, in each call."""
-        for path, module in model.named_modules():
-            for pattern, name in PARTS:
-                if match := re.fullmatch(pattern, path):
-                    self._watch(module, match.expand(name).replace("_", " "))
-                    break
+        with ExitStack() as hooks:
+            for path, module in model.named_modules():
+                for pattern, name in PARTS:
+                    if match := re.fullmatch(pattern, path):
+                        for hook in self._watch(module, match.expand(name).replace("_", " ")):
+                            hooks.callback(hook.remove)
+                        break
+            yield
 
-    def _watch(self, module: nn.Module, part: str) -> None:
+    def _watch(self, module: nn.Module, part: str) -> list[Any]:
         starts: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(self.now()))
-        module.register_forward_hook(lambda *_: self.stretches.append((part, starts.pop(), self.now())))
+        return [
+            module.register_forward_pre_hook(lambda *_: starts.append(self.now())),
+            module.register_forward_hook(lambda *_: self.stretches.append((part, starts.pop(), self.now()))),
+        ]
 
     def take_parts(self) -> dict[str, float]:
         """Seconds of each part since the last call."""
@@ -92,20 +107,32 @@ class Clock:
         return parts
 
 
-def build(config: Config, device: torch.device, dtype: torch.dtype, clock: Clock) -> Callable[[Any], Any]:
-    """A function that runs one pass of axfold with all heads, by the plan that a prediction would take."""
-    torch.manual_seed(0)
-    model = AlphaFold(config.model).to_precision(dtype).to(device).eval()
-    clock.watch(model)
-    bus = Bus(device)
+class Engine:
+    """axfold's network on a device, with what its predictions share there."""
 
-    def one_pass(features: Mapping[str, np.ndarray]) -> Any:
-        memory = planning.find_memory(device)
-        planning.Ladder(model, planning.sizes_of(features, config, model), memory, bus, print)
-        (samples,) = network.on_device([features], 1, device)
+    def __init__(self, config: Config, device: torch.device, precision: str):
+        torch.manual_seed(0)
+        model = network.in_precision(AlphaFold(config.model), precision)
+        self.model = model.requires_grad_(False).to(device).eval()
+        self._config = config
+        self._device = device = self.model.trunk.single.weight.device  # with its number, as tensors have it
+        self._bus, self._graphs = Bus(device), Graphs(device)
+
+    def ladder(self, features: Mapping[str, np.ndarray], *, graphs: bool = True) -> planning.Ladder:
+        """The plan that a prediction would take, applied; graphs: False takes it without any."""
+        self._graphs.remove(self.model)
+        if not graphs:
+            self._graphs.clear()
+        memory = planning.find_memory(self._device)
+        sizes = planning.sizes_of(features, self._config, self.model)
+        return planning.Ladder(self.model, sizes, memory, self._bus, print, self._graphs if graphs else None)
+
+    def run(self, features: Mapping[str, np.ndarray], ladder: planning.Ladder) -> Any:
+        """One pass, and all heads."""
+        samples = network.on_device([features], 1, self._device)
+        (result,) = network.passes(self.model, samples, ladder.leaner, spare=ladder.has_graphs)
+        heads = self.model.heads
         with torch.inference_mode():
-            result = model(samples)
-            heads = model.heads
             logits = [
                 heads.confidence(result.structure.single),
                 heads.distogram(result.pair),
@@ -114,36 +141,58 @@ def build(config: Config, device: torch.device, dtype: torch.dtype, clock: Clock
             ]
             if heads.aligned_error is not None:
                 logits.append(heads.aligned_error(result.pair))
-            return result, logits
-
-    return one_pass
+        return result, logits
 
 
-def measure(run: Callable[[Any], Any], features: Any, repeats: int, clock: Clock) -> dict[str, Any]:
-    """The fastest of `repeats` passes; on a GPU after one that is not counted."""
-    on_gpu = clock.device.type == "cuda"
-    best: dict[str, Any] = {}
-    everything = []
-    for i in range(repeats + on_gpu):
+def measure(engine: Engine, features: Mapping[str, np.ndarray], repeats: int, clock: Clock) -> dict[str, Any]:
+    """The first pass with its plan, the fastest of `repeats` more, and the parts of one more."""
+
+    def timed(run: Callable[[], Any]) -> float:
         gc.collect()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        clock.take_parts()
-        start = time.perf_counter()
-        run(features)
         clock.wait()
-        seconds = time.perf_counter() - start
-        if i < on_gpu:
-            continue
-        everything.append(round(seconds, 4))
-        if not best or seconds < best["seconds"]:
-            best = {"seconds": round(seconds, 4), "parts": clock.take_parts()}
-            if on_gpu:
-                best["peak_bytes"] = torch.cuda.max_memory_allocated()
-    if best["parts"]:
-        best["parts"]["other"] = best["seconds"] - sum(best["parts"].values())
-        best["parts"] = {part: round(seconds, 4) for part, seconds in best["parts"].items()}
-    return {**best, "all_seconds": everything}
+        start = time.perf_counter()
+        run()
+        clock.wait()
+        return time.perf_counter() - start
+
+    def first_pass() -> planning.Ladder:
+        ladder = engine.ladder(features)
+        engine.run(features, ladder)
+        return ladder
+
+    on_gpu, ladders = clock.device.type == "cuda", []
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(clock.device)
+    first = timed(lambda: ladders.append(first_pass()))
+    everything = [timed(lambda: engine.run(features, ladders[0])) for _ in range(repeats)]
+    row = {
+        "seconds": round(min(everything), 4),
+        "first_seconds": round(first, 4),
+        "all_seconds": [round(seconds, 4) for seconds in everything],
+        "graphs": ladders[0].has_graphs(),
+    }
+    if on_gpu:  # of the first pass too: a replay's memory is that of the recording
+        row["peak_bytes"] = torch.cuda.max_memory_allocated(clock.device)
+    ladder = engine.ladder(features, graphs=False)
+    if row["graphs"]:
+        engine.run(features, ladder)  # the memory of its tensors is taken anew
+    with clock.watching(engine.model):
+        hooked = timed(lambda: engine.run(features, ladder))
+    parts = clock.take_parts()
+    parts["other"] = hooked - sum(parts.values())
+    row["hooked_seconds"] = round(hooked, 4)
+    return row | {"parts": {part: round(seconds, 4) for part, seconds in parts.items()}}
+
+
+def row_of(engine: Engine, features: Mapping[str, np.ndarray], repeats: int, clock: Clock) -> dict[str, Any]:
+    """`measure`, or why there is nothing: the other lengths are measured all the same."""
+    try:
+        return measure(engine, features, repeats, clock)
+    except Exception as error:
+        traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)
+        clock.stretches.clear()
+        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
 
 
 def arguments() -> argparse.Namespace:
@@ -157,8 +206,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, help="Evoformer blocks (default: the model's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
-    parser.add_argument("--repeats", type=int, default=2, help="passes of which the fastest counts")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
+    parser.add_argument("--repeats", type=int, default=2, help="passes after the first, whose fastest counts")
     parser.add_argument("--peers", nargs="*", metavar="WORD", help="time other packages too, where installed")
     parser.add_argument(
         "--peer-seconds", type=float, default=600, help="most that each peer and setting may take"
@@ -185,31 +234,31 @@ def show(row: Mapping[str, Any]) -> None:
         print(f"{start} {row['failed']}", flush=True)
         return
     cold = f", first {row['first_seconds']:.3f} s" if "first_seconds" in row else ""
-    print(f"{start} {row['seconds']:9.3f} s{cold}", flush=True)
+    graphs = ", with CUDA graphs" if row.get("graphs") else ""
+    hooked = f", by parts {row['hooked_seconds']:.3f} s" if "hooked_seconds" in row else ""
+    print(f"{start} {row['seconds']:9.3f} s{graphs}{cold}{hooked}", flush=True)
     for part, seconds in sorted(row.get("parts", {}).items(), key=lambda item: -item[1]):
-        print(f"{part:>40} {seconds:9.3f} s {seconds / row['seconds']:6.1%}")
+        print(f"{part:>40} {seconds:9.3f} s {seconds / row['hooked_seconds']:6.1%}")
 
 
-def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    device, dtype = torch.device(args.device), PRECISIONS[args.precision]
+def measure_all(
+    precision: str, features: Mapping[int, Any], files: Mapping[int, Path], args: argparse.Namespace
+) -> None:
+    """axfold and the peers asked for in one precision, written to a file of its own."""
+    device = torch.device(args.device)
     config = configuration(args.model, args.clusters, args.extra, args.blocks)
-    version = f"{axfold.__version__} ({commit()})"
-    print(f"{device_name(device)}; torch {torch.__version__}, axfold {version}")
-
     result: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "note": args.note,
         "device": device_name(device),
         "versions": {
-            "axfold": version,
+            "axfold": f"{axfold.__version__} ({commit()})",
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "settings": {
             "model": args.model,
-            "precision": args.precision,
+            "precision": precision,
             "clusters": args.clusters,
             "extra": args.extra,
             "blocks": config.model.evoformer.blocks,
@@ -217,7 +266,8 @@ def main() -> None:
         },
         "measured": [],
     }
-    path = args.results / file_name(result["date"], device, args.precision)
+    path = args.results / file_name(result["date"], device, precision)
+    print(f"{result['device']}, {precision}; {result['versions']}")
 
     def keep(row: dict[str, Any]) -> None:
         result["versions"] |= row.pop("versions", {})
@@ -226,40 +276,55 @@ def main() -> None:
         if not args.dry_run:  # each time: what is measured outlives an interruption
             write(path, result)
 
-    lengths = sorted(args.lengths)
-    asked = peers_asked(args.peers)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {residues: Path(folder, f"{residues}.npz") for residues in lengths}
-        clock = Clock(device)
-        run = None if args.peers_alone else build(config, device, dtype, clock)
-        for residues, file in files.items():
-            features = random_features(residues, config)
-            if asked:
-                np.savez(file, **features)
-            if run is not None:
-                row = measure(run, features, args.repeats, clock)
-                keep({"engine": "axfold", "setting": "", "residues": residues, **row})
-        del run  # its memory is for the peers
+    if not args.peers_alone:
+        clock, engine = Clock(device), Engine(config, device, precision)
+        for residues, one in features.items():
+            row = row_of(engine, one, args.repeats, clock)
+            keep({"engine": "axfold", "setting": "", "residues": residues, **row})
+        del engine  # its memory is for others
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        model = {"model": args.model, "clusters": args.clusters, "extra": args.extra, "blocks": args.blocks}
-        for peer, setting in asked:
-            rows = process.measure(
-                peer,
-                setting,
-                files,
-                model=model,
-                device=args.device,
-                precision=args.precision,
-                repeats=args.repeats,
-                seconds=args.peer_seconds,
-                environment={"OMP_NUM_THREADS": str(args.threads)},
-            )
-            for row in rows:
-                keep(row)
+    model = {"model": args.model, "clusters": args.clusters, "extra": args.extra, "blocks": args.blocks}
+    for peer, setting in peers_asked(args.peers):
+        rows = process.measure(
+            peer,
+            setting,
+            files,
+            model=model,
+            device=args.device,
+            precision=precision,
+            repeats=args.repeats,
+            seconds=args.peer_seconds,
+            environment={"OMP_NUM_THREADS": str(args.threads)},
+        )
+        for row in rows:
+            keep(row)
     if not args.dry_run:
         print(f"written: {path}")
+
+
+def main() -> None:
+    args = arguments()
+    before = set(os.environ)
+    if args.device != "cpu":
+        without_gaps()  # as the command does
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    for precision in args.precision:
+        if network.find_precision(precision, device) != precision:
+            sys.exit(f"--precision {precision}: {device_name(device)} has none.")
+    torch.zeros(1, device=device)
+    for name in set(os.environ) - before:  # this process has read it; the peers have their own ways
+        del os.environ[name]
+    config = configuration(args.model, args.clusters, args.extra, args.blocks)
+    features = {residues: random_features(residues, config) for residues in sorted(args.lengths)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {residues: Path(folder, f"{residues}.npz") for residues in features}
+        for residues, file in files.items() if args.peers is not None else ():
+            np.savez(file, **features[residues])
+        for precision in args.precision:
+            measure_all(precision, features, files, args)
 
 
 if __name__ == "__main__":

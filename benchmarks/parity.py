@@ -78,23 +78,32 @@ def measure(case: str, precision: str, device: torch.device) -> dict[str, dict[s
 
 
 def deviations(folder: Path) -> Iterator[str]:
-    """What deviation.py measured: the newest of each device."""
-    newest: dict[str, dict[str, Any]] = {}
+    """What deviation.py measured: the newest of each device, case and column."""
+    devices: dict[str, dict[str, dict[str, tuple[str, dict[str, float]]]]] = {}
     for path in sorted(folder.glob("*.json")):  # names begin with the date
         result = json.loads(path.read_text("utf-8"))
-        newest[result["device"]] = result
-    for result in newest.values():
-        yield f"\n## {result['device']}: precision and tiers of the memory\n"
-        yield (
-            f"{result['date']}; torch {result['torch']}, axfold {result['axfold']}. One pass, relative error\n"
-            "||a - b|| / ||b|| of what it ends with, by `python benchmarks/deviation.py`: bf16 against fp32, and\n"
-            "every tier in blocks of seven rows against one piece in the same precision.\n"
-        )
+        about = f"{result['date']}; torch {result['torch']}, axfold {result['axfold']}"
         for case, measured in result["cases"].items():
+            columns = devices.setdefault(result["device"], {}).setdefault(case, {})
+            columns |= {name: (about, found) for name, found in measured.items()}
+    for device, cases in devices.items():
+        yield f"\n## {device}: precision and tiers of the memory\n"
+        runs = sorted({about for columns in cases.values() for about, _ in columns.values()})
+        yield (
+            f"{', and '.join(runs)}. One pass, relative error\n"
+            "||a - b|| / ||b|| of what it ends with, by `python benchmarks/deviation.py`: precisions against\n"
+            "fp32, and tiers in blocks of seven rows against one piece in the same precision.\n"
+        )
+        for case, columns in cases.items():
             yield f"### {case}\n"
-            names = list(next(iter(measured.values())))
-            rows = [[name, *(f"{found[name]:.1e}" for found in measured.values())] for name in names]
-            yield from table(["output", *measured], rows)
+            # those against fp32 first, as in a single run
+            names = sorted(columns, key=lambda name: not name.endswith(" from fp32"))
+            outputs = list(columns[names[0]][1])
+            rows = [
+                [output, *(f"{columns[name][1].get(output, float('nan')):.1e}" for name in names)]
+                for output in outputs
+            ]
+            yield from table(["output", *names], rows)
             yield ""
 
 

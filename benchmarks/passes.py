@@ -28,8 +28,9 @@ def random_query(residues: int, rows: int) -> Query:
     from axfold.data.query import Alignment, Query
     from axfold.residues import RESTYPES
 
-    letters = np.random.default_rng(residues).choice(list(RESTYPES), (rows, residues))
-    sequences = tuple("".join(row) for row in letters)
+    letters = np.frombuffer("".join(RESTYPES).encode(), np.uint8)
+    chosen = np.random.default_rng(residues).choice(letters, (rows, residues))
+    sequences = tuple(row.tobytes().decode() for row in chosen)
     alignment = Alignment(sequences, np.zeros((rows, residues), np.int32), ("",) * rows)
     return Query(name=f"random-{residues}", sequence=sequences[0], alignments=(alignment,))
 

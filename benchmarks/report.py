@@ -96,6 +96,8 @@ def section(result: dict[str, Any]) -> Iterator[str]:
     if result["note"]:
         yield f"{result['note']}\n"
     yield from grid(measured, "seconds")
+    if graphs := [str(row["residues"]) for row in measured if row.get("graphs")]:
+        yield f"\naxfold's passes of {', '.join(graphs)} residues are replayed CUDA graphs.\n"
     if any("first_seconds" in row for row in measured):
         yield "\nThe first pass of a length, with what a package compiles for it:\n"
         yield from grid(measured, "first_seconds")
@@ -104,19 +106,22 @@ def section(result: dict[str, Any]) -> Iterator[str]:
         yield from grid(measured, "peak_bytes", unit=2**30)
     yield from failures(measured)
 
-    ours = {row["residues"]: row for row in measured if row["engine"] == "axfold"}
+    ours = {row["residues"]: row for row in measured if row["engine"] == "axfold" and "parts" in row}
     if not ours:
         return
     largest = ours[max(ours)]["parts"]
     parts = sorted(largest, key=largest.get, reverse=True)
-    yield "\nShare of each part of axfold's pass:\n"
-    yield from table(
-        ["part", *map(str, ours)],
-        [
-            [part, *(f"{row['parts'].get(part, 0) / row['seconds']:.1%}" for row in ours.values())]
-            for part in parts
-        ],
-    )
+    # earlier results have the parts of the timed pass itself
+    whole = {n: row.get("hooked_seconds", row["seconds"]) for n, row in ours.items()}
+    rows = [
+        [part, *(f"{row['parts'].get(part, 0) / whole[n]:.1%}" for n, row in ours.items())] for part in parts
+    ]
+    if all("hooked_seconds" in row for row in ours.values()):
+        rows.append(["all of it, seconds", *(f"{seconds:.2f}" for seconds in whole.values())])
+        yield "\nShare of each part of axfold's pass, in one of its own without CUDA graphs:\n"
+    else:
+        yield "\nShare of each part of axfold's pass:\n"
+    yield from table(["part", *map(str, ours)], rows)
 
 
 def compared(folder: Path) -> list[dict[str, Any]]:

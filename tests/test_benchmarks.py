@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from axfold import ops
+from axfold import network, ops
 from axfold.config import PRESETS
 from axfold.forecast import sizes_for
 from axfold.memory.budget import parse_bytes
@@ -48,9 +50,12 @@ def test_a_pass_is_timed_by_its_parts(tmp_path: Path, report: ModuleType) -> Non
     }
     options = [str(word) for option in small.items() for word in option]
     command = [sys.executable, str(BENCHMARKS / "model.py"), "--lengths", "5", "8", *options]
+    command += ["--precision", "bf16", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.iterdir()
+    other, path = sorted(tmp_path.iterdir())
+    assert json.loads(other.read_text("utf-8"))["settings"]["precision"] == "bf16"
+    other.unlink()
     result = json.loads(path.read_text("utf-8"))
     assert [row["residues"] for row in result["measured"]] == [5, 8]
     for row in result["measured"]:
@@ -62,9 +67,72 @@ def test_a_pass_is_timed_by_its_parts(tmp_path: Path, report: ModuleType) -> Non
             "heads",
             "Evoformer pair transition",
         } <= set(parts)
-        assert sum(parts.values()) == pytest.approx(row["seconds"], abs=0.01)
-        assert 0 <= parts["other"] < 0.5 * row["seconds"]
-    assert f"| 8 | {result['measured'][1]['seconds']:.2f} |" in report.page(tmp_path)
+        assert sum(parts.values()) == pytest.approx(row["hooked_seconds"], abs=0.01)
+        assert 0 <= parts["other"] < 0.5 * row["hooked_seconds"]
+        assert row["seconds"] == min(row["all_seconds"])
+        assert row["first_seconds"] > 0
+        assert row["graphs"] is False
+    page, last = report.page(tmp_path), result["measured"][1]
+    assert f"| 8 | {last['seconds']:.2f} |" in page
+    assert f"| 8 | {last['first_seconds']:.2f} |" in page
+    assert f" | {last['hooked_seconds']:.2f} |" in page
+    assert page.count("in one of its own without CUDA graphs") == 1
+    result["measured"][0]["graphs"] = True
+    path.write_text(json.dumps(result), "utf-8")
+    assert "passes of 5 residues are replayed CUDA graphs" in report.page(tmp_path)
+
+
+class Replays:
+    """A recorder that runs again what it recorded, where no CUDA graph can be."""
+
+    def record(self, run):
+        kept: list[Any] = []
+
+        def replay() -> None:
+            for place, x in zip(tree_leaves(kept[0]), tree_leaves(run()), strict=True):
+                place.copy_(x)
+
+        kept.append(run())
+        return replay, kept[0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_pass_is_timed_with_graphs_and_watched_without(precision: str, monkeypatch, capsys) -> None:
+    import model
+    import passes
+
+    config = passes.configuration("model_5", clusters=3, extra=4, blocks=3)
+    device = torch.device("cpu")
+    engine = model.Engine(config, device, precision)
+    assert engine.model.trunk.single.weight.dtype == (torch.float16 if precision == "fp16" else torch.float32)
+    features = passes.random_features(6, config)
+    clock = model.Clock(device)
+    seen = []  # for each pass whether blocks are replaced, whether they are watched, and the products of the trunk
+    block = engine.model.trunk.evoformer.blocks[2]
+
+    def look(*_: Any) -> None:
+        watched = bool(block.pair.transition._forward_hooks)
+        seen.append(("forward" in vars(block), watched, torch.get_float32_matmul_precision()))
+
+    engine.model.trunk.evoformer.register_forward_pre_hook(look)
+    monkeypatch.setattr(model.planning, "with_graphs", lambda plan, *_: plan)
+    monkeypatch.setattr(engine, "_graphs", model.Graphs(device, Replays))
+    row = model.measure(engine, features, 2, clock)
+    products = "high" if precision == "tf32" else "highest"
+    assert seen == [(True, False, products)] * 3 + [(False, False, products), (False, True, products)]
+    assert row["graphs"]
+    assert len(row["all_seconds"]) == 2
+    assert "Evoformer row attention" in row["parts"]
+    assert not block.pair.transition._forward_hooks
+    monkeypatch.setattr(engine, "run", lambda *_: 1 / 0)
+    assert model.row_of(engine, features, 2, clock) == {"failed": "ZeroDivisionError: division by zero"}
+
+
+def test_a_device_without_tf32_is_told() -> None:
+    command = [sys.executable, str(BENCHMARKS / "model.py"), "--precision", "tf32", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.match(r"--precision tf32: .+ has none\.", done.stderr)
 
 
 def test_the_page_is_that_of_the_results(report: ModuleType) -> None:
@@ -91,19 +159,35 @@ def test_memory_is_measured_against_its_plan(tmp_path: Path) -> None:
     }
     words = [word for option in options.items() for word in option]
     command = [sys.executable, str(BENCHMARKS / "memory.py"), *words]
-    command += ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "memory.md")]
+    pages = tmp_path / "pages"  # made where it is missing
+    command += ["--results", str(tmp_path / "results"), "--page", str(pages / "memory.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "results").iterdir()
-    rows = json.loads(path.read_text("utf-8"))["measured"]
+    result = json.loads(path.read_text("utf-8"))
+    rows = result["measured"]
     assert [row["tier"] for row in rows] == ["resident", "lean", "offload"]
     for row in rows:
         assert 0.95 <= row["predicted_bytes"] / row["measured_bytes"] <= 1.05
         assert row["seconds"] > row["run_seconds"] > 0
-    assert (tmp_path / "memory-16-fp32.png").stat().st_size > 10_000
-    text = (tmp_path / "memory.md").read_text("utf-8")
+    drawn = pages / "memory-16-fp32.png"
+    assert drawn.stat().st_size > 10_000
+    text = (pages / "memory.md").read_text("utf-8")
     assert "| 24 | fp32 | offload |" in text
+    assert "| 16 |" not in text  # whose tensors were counted, which takes time
     assert "![memory 16 fp32](memory-16-fp32.png)" in text
+    (row,) = result["pictures"]
+    stages = [call["stage"] for call in row["sequence"]]
+    assert stages.count("Evoformer: MSA row attention") == 1
+    assert all(call["alive"]["weights"] > 10**8 for call in row["sequence"])
+
+    kept = drawn.read_bytes()
+    drawn.unlink()
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), "--report", *command[-4:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert drawn.read_bytes() == kept
+    assert (pages / "memory.md").read_text("utf-8") == text
 
 
 def test_the_page_of_small_and_many_proteins(tmp_path: Path, report: ModuleType) -> None:
@@ -160,6 +244,55 @@ def test_targets_are_measured_and_told_beside_their_limits(tmp_path, monkeypatch
     assert re.search(r"\| short \| 24 \| resident \|  \| 0.001 U \| \d+\.\d\d \| no \|", text)
     assert re.search(r"\| short-offload \| 24 \| offload \|  \| 1e\+03 times \| \d\.\d\d \| yes \|", text)
     assert "8 apples" in text
+
+
+def test_a_setting_has_its_seconds_and_the_next_one_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory, targets = importlib.import_module("memory"), importlib.import_module("targets")
+    tiny = {name: targets.Target(residues=24, precision="fp32", gib=1.0) for name in ("slow", "quick")}
+    monkeypatch.setattr(memory, "TARGETS", tiny)
+    alive = []
+
+    def measure(*args: Any) -> dict[str, Any]:
+        if alive:
+            assert alive[0]() is None  # what was given up holds no memory
+            return {"measured_bytes": 2**29, "predicted_bytes": 2**29, "beside_bytes": 0, "pair_bytes": 1} | {
+                "seconds": 1.0,
+                "predicted_seconds": 1.0,
+            }
+        tensor = torch.zeros(5)
+        alive.append(weakref.ref(tensor))
+        try:
+            while tensor is not None:
+                tensor.add_(1)
+        except Exception as error:
+            raise AssertionError("taken for an error of its own") from error
+        return {}
+
+    def rows(seconds: str, *names: str) -> list[dict[str, Any]]:
+        words = ["--targets", *names, "--seconds", seconds, "--results", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["memory.py", *words, "--page", str(tmp_path / "memory.md")])
+        memory.main()
+        (written,) = tmp_path.glob("20[!0]*.json")
+        found = json.loads(written.read_text("utf-8"))["measured"]
+        written.rename(tmp_path / f"200{len(list(tmp_path.glob('*.json')))}.json")
+        return found
+
+    def kept(name: str) -> str:
+        text = (tmp_path / "memory.md").read_text("utf-8")
+        return re.search(rf"\| {name} \| 24 \| resident \|  \|(.+)\|\n", text)[1].strip()
+
+    monkeypatch.setattr(memory, "measure", measure)
+    slow, quick = rows("0.2", "slow", "quick")
+    assert slow["error"] == "not done within 0.2 s"
+    assert "error" not in quick
+    assert kept("slow") == "| not done within 0.2 s | no"
+    assert kept("quick") == "1 GiB | 0.50 | yes"
+    assert "error" not in rows("9", "slow")[0]
+    assert kept("slow") == "1 GiB | 0.50 | yes"
+    alive.clear()
+    assert "error" in rows("0.1", "slow")[0]
+    assert kept("slow") == "1 GiB | 0.50 | yes"  # what was measured before counts
 
 
 def test_the_plan_keeps_to_every_target():
@@ -433,3 +566,51 @@ def test_the_page_has_floors_and_failures(tmp_path: Path, report: ModuleType) ->
     drawn = report.draw(report.compared(tmp_path), tmp_path)
     assert [path.name for path in drawn] == ["benchmarks-time.png", "benchmarks-memory.png"]
     assert min(path.stat().st_size for path in drawn) > 5_000
+
+
+def test_deviations_are_written_as_they_are_measured(tmp_path: Path, small, monkeypatch, capsys) -> None:
+    import deviation
+    import parity
+    import passes
+
+    loads = []
+
+    def load_network(*args: Any) -> Any:
+        loads.append(args)
+        return network.load_network(*args)
+
+    monkeypatch.setattr(deviation, "load_network", load_network)
+    (tmp_path / "cases" / "mono_notemplate").mkdir(parents=True)
+    features = {name: x[None] for name, x in passes.random_features(9, PRESETS["model_3"]).items()}
+    np.savez(tmp_path / "cases" / "mono_notemplate" / "inputs.npz", **features)
+    monkeypatch.setattr(parity, "PARITY", tmp_path)
+    monkeypatch.setattr(deviation, "find_precision", lambda name, device: name)
+
+    def run(*words: str) -> dict[str, Any]:
+        folders = ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "parity.md")]
+        monkeypatch.setattr("sys.argv", ["deviation.py", "--cases", "mono_notemplate", *words, *folders])
+        deviation.main()
+        newest = max((tmp_path / "results").iterdir())
+        return json.loads(newest.read_text("utf-8"))["cases"]["mono_notemplate"]
+
+    found = run("--precisions", "bf16", "--tiers", "lean")
+    assert list(found) == ["bf16 from fp32", "bf16, lean"]
+    assert 1e-4 < found["bf16 from fp32"]["pair"] < 0.1
+    assert len(loads) == 1
+    newest = next((tmp_path / "results").iterdir())
+    newest.rename(newest.with_name("2020-01-01-cpu.json"))
+
+    def no_lean(*args: Any) -> Any:
+        if args[3] == deviation.TIERS["lean"]:
+            raise ValueError("no lean")
+        return outputs(*args)
+
+    outputs = deviation.outputs
+    monkeypatch.setattr(deviation, "outputs", no_lean)
+    found = run("--precisions", "fp32", "--tiers", "lean", "offload")  # what fails loses no other
+    assert list(found) == ["fp32, offload"]
+    said = capsys.readouterr()
+    assert "ValueError: no lean" in said.err
+    assert re.search(r"mono_notemplate, fp32, offload \[\d+ s\]: positions \d", said.out)
+    text = (tmp_path / "parity.md").read_text("utf-8")
+    assert "| output | bf16 from fp32 | bf16, lean | fp32, offload |" in text  # of both runs

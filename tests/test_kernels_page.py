@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axfold import ops
 
@@ -23,6 +25,63 @@ def test_every_operation_has_its_row() -> None:
     values = {name: getattr(ops, name) for name in ops.__all__}
     functions = {name for name, value in values.items() if not isinstance(value, type)}
     assert rows == functions
+
+
+def test_every_backend_has_its_row() -> None:
+    section = TEXT.partition("### Backends")[2]
+    rows = re.findall(r"^\| (.+) \| `(\w+)` \| .+ \|$", section, re.M)
+    every = {name: op for name in ops.__all__ if isinstance(op := getattr(ops, name), ops.Op)}
+    ranks: dict[str, list[str]] = {
+        name: [] for name in every
+    }  # of an operation, its backends as the page has them
+    for operations, backend in rows:
+        names = set(re.findall(r"`(\w+)`", operations))
+        for name in set(every) - names if operations.startswith("all") else names:
+            ranks[name].append(backend)
+    installed = {backend for op in every.values() for backend in op.backends}
+    for name, op in every.items():
+        # the last to be registered is the first to be asked
+        assert [x for x in ranks[name] if x in installed] == list(reversed(op.backends)), name
+
+
+def test_what_hopper_does_not_take_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = pytest.importorskip("axfold.ops.triton.attention_hopper")
+    _, why_not = ops.gated_attention.backends["hopper"]
+    monkeypatch.setattr(hopper, "_capability", lambda device: (9, 0))
+
+    def reason(
+        *shape: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "cuda",
+        mask: torch.Tensor | None = None,
+    ) -> str | None:
+        q = torch.empty(shape or (3, 384, 4, 32), dtype=dtype, device=device)
+        hides_none = torch.ones((), device=device).expand(q.shape[:-2])
+        return why_not(q, q, q, q, hides_none if mask is None else mask)
+
+    with FakeTensorMode():
+        found = [
+            reason(device="cpu"),
+            reason(mask=torch.ones(()).expand(3, 384)),
+            reason(dtype=torch.float16),
+            reason(mask=torch.ones(3, 384, device="cuda")),
+            reason(2, 3, 384, 4, 32),
+            reason(3, 383, 4, 32),
+            reason(3, 384, 4, 64),
+        ]
+        q = torch.empty(3, 384, 4, 32, dtype=torch.bfloat16, device="cuda")
+        hides_none = torch.ones((), device="cuda").expand(3, 384)
+        strides = 128, 3 * 128, 32, 1
+        swapped = torch.empty_strided((3, 384, 4, 32), strides, dtype=torch.bfloat16, device="cuda")
+        found.append(why_not(swapped, q, q, q, hides_none))
+        strides = 384 * 132, 132, 32, 1
+        narrow = torch.empty_strided((3, 384, 4, 32), strides, dtype=torch.bfloat16, device="cuda")
+        found.append(why_not(narrow, q, q, q, hides_none))
+        learning = torch.empty(3, 384, 4, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        found.append(why_not(learning, q, q, q, hides_none))
+    assert len(set(found)) == 10
+    listed = re.findall(r'^- "(.+)"$', TEXT, re.M)
+    assert set(listed) == set(found)
 
 
 @pytest.mark.parametrize("name", ops.__all__)

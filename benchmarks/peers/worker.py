@@ -23,7 +23,8 @@ def main() -> None:
         with open(job["results"], "a", encoding="utf-8") as file:
             print(json.dumps({"residues": residues, **row}), file=file)
 
-    if reason := peer.why_not(setting, config, job["device"], job["precision"]):
+    other = None if job["precision"] in ("fp32", "bf16") else "it is measured in fp32 and bf16 alone"
+    if reason := other or peer.why_not(setting, config, job["device"], job["precision"]):
         for residues in lengths:
             write(residues, {"failed": reason})
         return

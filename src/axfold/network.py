@@ -72,9 +72,14 @@ def load_network(config: Config, parameters: Source, device: torch.device, preci
     with torch.device("meta"):
         network = AlphaFold(config.model)
     load(network, config, parameters)
+    return in_precision(network, precision).requires_grad_(False).eval().to(device)
+
+
+def in_precision(network: AlphaFold, precision: str) -> AlphaFold:
+    """The network with its trunk in "fp32", "tf32", "bf16" or "fp16"; one in "tf32" stays so."""
     if precision == "tf32":
         _allow_tf32(network.trunk)
-    return network.requires_grad_(False).eval().to_precision(_DTYPES[precision]).to(device)
+    return network.to_precision(_DTYPES[precision])
 
 
 def on_device(
