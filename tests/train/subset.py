@@ -15,7 +15,14 @@ GROUND_TRUTH = (
     *("atom14_gt_positions", "atom14_gt_exists", "atom14_alt_gt_positions", "atom14_alt_gt_exists"),
     *("pseudo_beta", "pseudo_beta_mask", "backbone_affine_tensor", "backbone_affine_mask"),
 )
-LEFT_OUT = ("predicted_aligned_error", "distogram", "masked_msa", "final_affines", "final_atom37", "true_dist")
+LEFT_OUT = (
+    "predicted_aligned_error",
+    "distogram",
+    "masked_msa",
+    "final_affines",
+    "final_atom37",
+    "true_dist",
+)
 
 
 def subset(folder: Path) -> dict[str, np.ndarray]:

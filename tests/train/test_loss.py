@@ -64,7 +64,9 @@ def labels_of(case: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -
 
 def structure_of(case: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Structure:
     predicted = {
-        name.removeprefix("pred/structure_module/").removeprefix("sidechains/"): torch.as_tensor(x, dtype=dtype)
+        name.removeprefix("pred/structure_module/").removeprefix("sidechains/"): torch.as_tensor(
+            x, dtype=dtype
+        )
         for name, x in case.items()
         if name.startswith("pred/structure_module/")
     }
@@ -130,7 +132,9 @@ def test_labels_are_deepminds(own):
     close(found.chi * found.chi_mask[..., None], chi, atol=1e-5)
     beta_mask = pseudo_beta_mask(found)
     torch.testing.assert_close(beta_mask, true("pseudo_beta_mask"), rtol=0, atol=0)
-    close(pseudo_beta(found.atom37, found.aatype) * beta_mask[:, None], true("pseudo_beta") * beta_mask[:, None])
+    close(
+        pseudo_beta(found.atom37, found.aatype) * beta_mask[:, None], true("pseudo_beta") * beta_mask[:, None]
+    )
 
 
 def test_structure_losses_are_deepminds(own):
@@ -223,3 +227,261 @@ def test_all_losses_together_are_deepminds(recorded):
     )
     close(found.total, weighted * 48**0.5)
     assert set(found.terms) <= {field.name for field in fields(config.Loss)}
+
+
+# What a loss may depend on
+
+SMALL = slice(3, 9)  # residues of both kinds of ambiguous and of other side chains
+
+
+def cut(case: dict[str, np.ndarray], residues: slice) -> dict[str, np.ndarray]:
+    """The case of a few residues alone."""
+    axes = {"true_msa": 2, "bert_mask": 2, "resolution": None, "use_clamped_fape": None}
+
+    def axis(name: str) -> int | None:
+        if name.startswith("pred/structure_module/"):
+            return 0 if "final_" in name else 1
+        return axes.get(name, 1)
+
+    wanted = {name: x for name, x in case.items() if not name.startswith(("loss/", "pred/pre", "pred/exp"))}
+    return {
+        name: x if axis(name) is None else x[(slice(None),) * axis(name) + (residues,)]  # type: ignore[operator]
+        for name, x in wanted.items()
+    }
+
+
+def leaves(structure: Structure) -> list[torch.Tensor]:
+    """What of a structure the losses read, and the network makes."""
+    names = ("quaternion", "translation", "torsions", "unnormalised_torsions")
+    layers = [layer[name] for layer in structure.layers for name in names]
+    last = structure.layers[-1]
+    return [*layers, last["frames_rotation"], last["frames_translation"], structure.atom14]
+
+
+def rebuilt(like: Structure, tensors: list[torch.Tensor]) -> Structure:
+    names = ("quaternion", "translation", "torsions", "unnormalised_torsions")
+    *parts, rotation, translation, atom14 = tensors
+    layers = [
+        {**layer, **dict(zip(names, parts[4 * i : 4 * i + 4], strict=True))}
+        for i, layer in enumerate(like.layers)
+    ]
+    layers[-1] |= {"frames_rotation": rotation, "frames_translation": translation}
+    return replace(like, atom14=atom14, layers=tuple(layers))
+
+
+def random_logits(shape: tuple[int, ...], n: int, sequences: int, heads: Heads, seed: int = 0) -> Logits:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(*shape, *sizes, generator=generator)
+
+    return Logits(
+        distogram=draw(n, n, heads.distogram_bins),
+        masked_msa=draw(sequences, n, heads.masked_msa_classes),
+        plddt=draw(n, heads.plddt_bins),
+        resolved=draw(n, 37),
+        aligned_error=draw(n, n, heads.aligned_error_bins),
+    )
+
+
+def together(structure: Structure, logits: Logits, labels: Labels) -> loss.Losses:
+    return loss.losses(passed_with(structure), logits, labels, Heads(aligned_error=True), FINE_TUNING)
+
+
+@pytest.mark.parametrize("term", ["backbone", "side_chains", "torsions", "torsion_norm", "violations"])
+def test_gradients_are_finite_differences(own, term):
+    case = cut(own, SMALL)
+    labels, structure = labels_of(case, torch.float64), structure_of(case, torch.float64)
+    start = [x.clone().requires_grad_() for x in leaves(structure)]
+    if term == "violations":  # atoms of different residues so near that some clash
+        start[-1] = (start[-1].detach() * 0.6).requires_grad_()
+        found = loss.violations(start[-1], labels.atom14_exists, labels.aatype, labels.residue_index)
+        assert found.clashes.any()
+        assert found.bonds > 0
+
+    def value(*tensors: torch.Tensor) -> torch.Tensor:
+        return loss.structure_terms(rebuilt(structure, list(tensors)), labels, FINE_TUNING)[term]
+
+    assert torch.autograd.gradcheck(value, start, fast_mode=True)
+
+
+def test_gradients_of_the_heads_are_finite_differences(own):
+    case = cut(own, slice(18, 21))
+    labels, structure = labels_of(case, torch.float64), structure_of(case, torch.float64)
+    logits = random_logits((), 3, labels.true_msa.shape[0], Heads())
+    names = [field.name for field in fields(logits)]
+    start = [getattr(logits, name).double().requires_grad_() for name in names]
+
+    def value(*tensors: torch.Tensor) -> torch.Tensor:
+        return together(structure, Logits(**dict(zip(names, tensors, strict=True))), labels).total
+
+    assert torch.autograd.gradcheck(value, start, fast_mode=True)
+
+
+def test_padding_changes_nothing(own):
+    """Of 20 residues the last 6 are padding, whose predictions, labels and logits are nonsense."""
+    kept, heads = 14, Heads(aligned_error=True)
+    short, long = cut(own, slice(0, kept)), cut(own, slice(0, 20))
+    long["seq_mask"] = long["seq_mask"].copy()
+    long["seq_mask"][:, kept:] = 0
+    long["bert_mask"] = long["bert_mask"].copy()
+    long["bert_mask"][..., kept:] = 0
+    sequences = long["true_msa"].shape[1]
+    logits = random_logits((), 20, sequences, heads)
+    few = Logits(
+        distogram=logits.distogram[:kept, :kept],
+        masked_msa=logits.masked_msa[:, :kept],
+        plddt=logits.plddt[:kept],
+        resolved=logits.resolved[:kept],
+        aligned_error=logits.aligned_error[:kept, :kept],
+    )
+    expected = together(structure_of(short), few, labels_of(short))
+
+    structure = structure_of(long)
+    tensors = [x.clone() for x in leaves(structure)]
+    for x in tensors:
+        x[kept:] = 7 * torch.randn_like(x[kept:])
+        x.requires_grad_()
+    all_logits = {
+        field.name: getattr(logits, field.name).clone().requires_grad_() for field in fields(logits)
+    }
+    found = together(rebuilt(structure, tensors), Logits(**all_logits), labels_of(long))
+    for name, term in expected.terms.items():
+        close(found.terms[name], term, msg=lambda message, name=name: f"{name}: {message}")
+    close(found.total, expected.total)
+    found.total.backward()
+    for x in tensors:
+        assert x.grad is not None
+        assert not x.grad[kept:].any()
+        assert x.grad[:kept].isfinite().all()
+    for name, x in all_logits.items():
+        outside = torch.ones_like(x, dtype=torch.bool)
+        outside[tuple(slice(size) for size in getattr(few, name).shape)] = False
+        assert not x.grad[outside].any(), name
+        assert x.grad.any(), name
+
+
+def test_atoms_that_were_not_seen_have_no_influence(own):
+    case = dict(own)
+    missing = case["all_atom_mask"] == 0
+    missing[0, 7] = True  # one residue more
+    case["all_atom_mask"] = np.where(missing, 0, case["all_atom_mask"]).astype(np.float32)
+    logits = random_logits((), 48, 24, Heads())
+    results = []
+    for value in (0, 50):
+        noise = value * np.random.default_rng(0).standard_normal(case["all_atom_positions"].shape)
+        positions = np.where(missing[..., None], noise, own["all_atom_positions"]).astype(np.float32)
+        labels = labels_of(case | {"all_atom_positions": positions})
+        results.append(together(structure_of(own), logits, labels))
+    assert results[0].terms.keys() == results[1].terms.keys()
+    for name, term in results[0].terms.items():
+        torch.testing.assert_close(term, results[1].terms[name], rtol=0, atol=0)
+    assert (results[0].total - together(structure_of(own), logits, labels_of(own)).total).abs() > 1e-4
+
+
+def test_a_batch_is_its_proteins(own):
+    cases = [cut(own, slice(start, start + 12)) for start in (0, 18)]
+    logits = random_logits((2,), 12, 24, Heads())
+    both_labels = [labels_of(case) for case in cases]
+    both = [structure_of(case) for case in cases]
+    single = [
+        together(structure, Logits(**{f.name: getattr(logits, f.name)[i] for f in fields(logits)}), labels)
+        for i, (structure, labels) in enumerate(zip(both, both_labels, strict=True))
+    ]
+    stacked = rebuilt(both[0], [torch.stack(x) for x in zip(*map(leaves, both), strict=True)])
+    stacked = replace(stacked, atom37=torch.stack([x.atom37 for x in both]))
+
+    def stack(values: list) -> object:
+        if isinstance(values[0], Rigid):
+            return Rigid(*(torch.stack([getattr(x, n) for x in values]) for n in ("rotation", "translation")))
+        return torch.stack(values)
+
+    labels = Labels(**{f.name: stack([getattr(x, f.name) for x in both_labels]) for f in fields(Labels)})
+    found = together(stacked, logits, labels)
+    close(found.total, torch.stack([x.total for x in single]))
+    for name, term in found.terms.items():
+        close(term, torch.stack([x.terms[name] for x in single]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(own, dtype):
+    labels, structure = labels_of(own), structure_of(own)
+    logits = random_logits((), 48, 24, Heads())
+    half = Logits(**{f.name: getattr(logits, f.name).to(dtype) for f in fields(logits)})
+    wide = Logits(**{f.name: getattr(half, f.name).float() for f in fields(logits)})
+    rough = rebuilt(structure, [x.to(dtype) for x in leaves(structure)])
+    same = rebuilt(structure, [x.float() for x in leaves(rough)])
+    found, expected = together(rough, half, labels), together(same, wide, labels)
+    for name, term in expected.terms.items():
+        assert found.terms[name].dtype == torch.float32, name
+        close(found.terms[name], term, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_confidence_learns_from_good_structures_alone(own):
+    logits = random_logits((), 48, 24, Heads())
+    for resolution, counts in ((0.0, False), (0.05, False), (1.5, True), (3.0, True), (3.5, False)):
+        labels = replace(labels_of(own), resolution=torch.tensor(resolution))
+        found = together(structure_of(own), logits, labels).terms
+        for name in ("plddt", "resolved", "aligned_error"):
+            assert bool(found[name]) == counts, (name, resolution)
+        assert found["distogram"] > 0
+
+
+def test_names_of_equal_atoms_do_not_matter(own):
+    labels, structure = labels_of(own), structure_of(own)
+    exchanged = replace(
+        labels,
+        atom14=labels.alternative_atom14,
+        atom14_mask=labels.alternative_atom14_mask,
+        alternative_atom14=labels.atom14,
+        alternative_atom14_mask=labels.atom14_mask,
+        frames=labels.alternative_frames,
+        alternative_frames=labels.frames,
+    )
+    last = structure.layers[-1]
+    frames = Rigid(last["frames_rotation"], last["frames_translation"])
+    found, other = (loss.side_chain_fape(frames, structure.atom14, x) for x in (labels, exchanged))
+    close(found, other)
+
+
+def test_initial_training_has_fewer_terms(own):
+    labels, structure = labels_of(own), structure_of(own)
+    logits = replace(random_logits((), 48, 24, Heads()), aligned_error=None)
+    found = loss.losses(passed_with(structure), logits, labels, Heads(), config.Loss())
+    assert set(found.terms) == {
+        *("backbone", "side_chains", "torsions", "torsion_norm", "distogram", "masked_msa", "plddt")
+    }
+
+
+def test_clamping_limits_far_errors(own):
+    labels, structure = labels_of(own), structure_of(own)
+    frames = loss.backbone_frames(structure.layers[-1])
+    away = Rigid(frames.rotation, frames.translation * 20)
+    clamped, whole = (
+        loss.backbone_fape(away, replace(labels, clamped=torch.tensor(share))) for share in (1.0, 0.0)
+    )
+    assert clamped <= 1
+    assert whole > 2
+    mixed = loss.backbone_fape(away, replace(labels, clamped=torch.tensor(0.25)))
+    close(mixed, 0.25 * clamped + 0.75 * whole)
+
+
+def test_a_gap_and_a_disulfide_are_no_violations():
+    """Two cysteines: far along the chain no peptide bond is missing, and near sulfurs are bonded."""
+    aatype = torch.tensor([4, 4])
+    exists = torch.zeros(2, 14)
+    exists[:, loss.SULFUR] = 1
+    positions = torch.zeros(2, 14, 3)
+    positions[1, :, 0] = 2.0  # Å, between the sulfurs
+    assert not loss.violations(positions, exists, aatype, torch.tensor([1, 40])).residues.any()
+    exists[:, 1], positions[:, 1, 1], positions[1, 1, 0] = 1, 10.0, 1.0  # and C-alpha atoms 1 Å apart
+    found = loss.violations(positions, exists, aatype, torch.tensor([1, 40]))
+    assert found.residues.all()
+    close(found.clashes[:, 1], torch.full((2,), 1.7 + 1.7 - 1.5 - 1.0))
+    assert not found.bonds_violated.any()
+
+
+def test_one_residue_has_losses(own):
+    case = cut(own, slice(0, 1))
+    found = together(structure_of(case), random_logits((), 1, 24, Heads()), labels_of(case))
+    assert all(term.isfinite() for term in found.terms.values())

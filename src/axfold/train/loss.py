@@ -113,7 +113,7 @@ def structure_terms(structure: Structure, labels: Labels, weights: config.Loss) 
 
 def backbone_frames(layer: dict[str, Tensor]) -> Rigid:
     """(*b, n), Å, of a layer of the structure module."""
-    return Rigid(rotation_of(layer["quaternion"]), layer["translation"])
+    return Rigid(rotation_of(_wide(layer["quaternion"])), _wide(layer["translation"]))
 
 
 # Frame aligned point error

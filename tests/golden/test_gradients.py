@@ -1,0 +1,74 @@
+"""The gradient of the whole loss by every parameter, against DeepMind's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from axfold.config import FINE_TUNING, PRESETS
+from axfold.train.labels import label
+from axfold.train.loss import head_logits, losses
+from axfold.weights.names import parameters
+
+NAME = "model_3_ptm"
+NOISE = 1e-6  # of the norm of the whole gradient: some are zero but for rounding, such as that of a softmax's bias
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def case(parity) -> Path:
+    return parity / "cases" / "losses"
+
+
+def test_losses_and_their_gradients_are_deepminds(case, synthetic_model):
+    sample = {name: torch.as_tensor(x[0]) for name, x in read(case / "inputs.npz").items()}
+    network = synthetic_model(NAME)
+    network.zero_grad(set_to_none=True)
+    passed = network([sample])
+    known = label(
+        sample["aatype"],
+        sample["residue_index"],
+        sample["seq_mask"],
+        sample["all_atom_positions"],
+        sample["all_atom_mask"],
+        sample["resolution"],
+        sample["use_clamped_fape"],
+        sample["true_msa"],
+        sample["bert_mask"],
+    )
+    found = losses(passed, head_logits(network, passed), known, PRESETS[NAME].model.heads, FINE_TUNING)
+    total = found.total / len(sample["aatype"]) ** 0.5
+    golden = read(case / "gradients.npz")
+    torch.testing.assert_close(total.detach(), torch.as_tensor(golden["total_loss"]), rtol=1e-5, atol=0)
+
+    total.backward()
+    noise = (
+        NOISE * sum(np.square(x).sum() for name, x in golden.items() if name.startswith("grad_norm/")) ** 0.5
+    )
+    ours = {name: parameter.grad for name, parameter in network.named_parameters()}
+    compared, wrong = 0, []
+    for name, pieces in parameters(PRESETS[NAME].model).items():
+        start = 0
+        for piece in pieces:
+            size = int(np.prod(piece.shape[piece.inputs :]))
+            part = ours[name][start : start + size]
+            start += size
+            norm = golden[f"grad_norm/{piece.key}"]
+            norm = norm if piece.block is None else norm[piece.block]
+            if abs(float(part.norm()) - norm) > 1e-4 * norm + noise:
+                wrong.append(f"{name} from {piece.key}: norm {float(part.norm()):.6g}, not {norm:.6g}")
+            compared += 1
+            whole = golden.get(f"grad/{piece.key}") if piece.block is None else None
+            if whole is not None:
+                error = float(np.linalg.norm(part.numpy() - piece.take(whole)))
+                if error > 1e-4 * norm + noise:
+                    wrong.append(f"{name} from {piece.key}: off by {error:.3g} of {norm:.3g}")
+                compared += 1
+    network.zero_grad(set_to_none=True)
+    assert not wrong, "\n".join(wrong)
+    assert compared > 2000
