@@ -328,7 +328,10 @@ def lddt(
 def aligned_error(
     logits: Float[Tensor, "*b n n bins"], frames: Rigid, labels: Labels, heads: config.Heads
 ) -> Float[Tensor, "*b"]:
-    """Cross-entropy of the bins of each C-alpha's error seen from each backbone frame (*b, n): supplement 1.9.7."""
+    """Cross-entropy of the bins of each C-alpha's error seen from each backbone frame (*b, n): supplement 1.9.7.
+
+    A residue has no error in its own frame, and is in the first bin there.
+    """
     true, mask = labels.backbone, labels.backbone_mask
     with torch.no_grad():
         found, wanted = (seen_from(x, x.translation) for x in (frames, true))
