@@ -31,7 +31,7 @@ def test_table_is_deepminds(recorded, table, key):
 def test_exchanged_atoms_are_deepminds(recorded):
     renamed = recorded["RENAMING_MATRICES"].argmax(axis=1)
     np.testing.assert_array_equal(residues.ATOM14_EXCHANGED[:20], renamed[:20])
-    ambiguous = residues.ATOM14_EXCHANGED != np.arange(14)
+    ambiguous = np.arange(14) != residues.ATOM14_EXCHANGED
     np.testing.assert_array_equal(ambiguous, recorded["RESTYPE_ATOM14_IS_AMBIGUOUS"] != 0)
 
 

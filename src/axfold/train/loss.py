@@ -24,6 +24,7 @@ from axfold.residues import ATOM14_EXCHANGED, RESTYPE_INDEX
 from axfold.train.labels import Labels, pseudo_beta_mask
 
 USED_GROUPS = (0, 3, 4, 5, 6, 7)  # of the rigid groups: pre-omega and phi move no heavy atom
+PAIRS = 1 << 22  # of atoms that are looked through for clashes at once
 SULFUR = 5  # column of the 14-atom layout that holds the sulfur of cysteine
 
 
@@ -362,7 +363,7 @@ def resolved(
 
 @dataclass(frozen=True)
 class Violations:
-    """Of ideal geometry: supplement 1.9.11, equations 44 to 47.
+    """Of ideal geometry: supplement 1.9.11.
 
     bonds, ca_c_n, c_n_ca: (*b) means over the peptide bonds: of lengths (Å) and of cosines of both angles
     clashes, within: (*b, n, 14) sums by atom, Å: with atoms of other residues, and within the residue
@@ -460,31 +461,38 @@ def _clashes(
 ) -> tuple[Tensor, Tensor]:
     """By atom (*b, n, 14) the overlaps with atoms of other residues beyond the tolerance, and whether there are any.
 
-    Gradients are recorded for the pairs that overlap alone, which are few: there is no tensor of all pairs behind them.
+    Gradients are recorded for the pairs that overlap alone, which are few; all pairs never exist at once.
     """
     shape = exists.shape
     n = shape[-2]
     positions = atom14.reshape(-1, n * 14, 3)
     radius = _radii(atom14.device, atom14.dtype)[aatype.long()].reshape(-1, n * 14)
     with torch.no_grad():
-        present = (exists != 0).reshape(-1, n * 14)
+        exists = exists.reshape(-1, n * 14) != 0
         residue = residue_index.reshape(-1, n).repeat_interleave(14, dim=-1)
         column = torch.arange(14, device=exists.device).repeat(n)
-        gap = residue.unsqueeze(-2) - residue.unsqueeze(-1)  # of the column's residue from the row's
-        near = (
-            _distances(positions, positions, 1e-10) < radius.unsqueeze(-1) + radius.unsqueeze(-2) - tolerance
-        )
-        near &= present.unsqueeze(-1) & present.unsqueeze(-2) & (gap > 0)
-        near &= ~((gap == 1) & (column == C)[:, None] & (column == N))  # peptide bonds
-        # disulfide bonds: AlphaFold's code takes every residue's atom in the sulfur's column for one
-        near &= ~((column == SULFUR)[:, None] & (column == SULFUR))
-        protein, one, other = near.nonzero(as_tuple=True)
+        size = max(PAIRS // (n * 14), 1)
+        found = []
+        for start in range(0, n * 14, size):
+            rows = slice(start, start + size)
+            gap = residue.unsqueeze(-2) - residue[:, rows].unsqueeze(
+                -1
+            )  # of the column's residue from the row's
+            limit = radius[:, rows].unsqueeze(-1) + radius.unsqueeze(-2) - tolerance
+            near = _distances(positions[:, rows], positions, 1e-10) < limit
+            near &= exists[:, rows].unsqueeze(-1) & exists.unsqueeze(-2) & (gap > 0)
+            near &= ~((gap == 1) & (column[rows] == C)[:, None] & (column == N))  # peptide bonds
+            # disulfide bonds: AlphaFold's code takes every residue's atom in the sulfur's column for one
+            near &= ~((column[rows] == SULFUR)[:, None] & (column == SULFUR))
+            found.append(near.nonzero() + near.new_tensor([0, start, 0], dtype=torch.long))
+        protein, one, other = torch.cat(found).unbind(-1)
     distance = ((positions[protein, one] - positions[protein, other]).square().sum(-1) + 1e-10).sqrt()
     overlap = (radius[protein, one] + radius[protein, other] - tolerance - distance).relu()
-    by_atom = torch.zeros_like(radius)
+    by_atom, violated = torch.zeros_like(radius), torch.zeros_like(exists)
     for atom in (one, other):
         by_atom = by_atom.index_put((protein, atom), overlap, accumulate=True)
-    return by_atom.reshape(shape), (near.any(-1) | near.any(-2)).reshape(shape)
+        violated[protein, atom] = True
+    return by_atom.reshape(shape), violated.reshape(shape)
 
 
 def _within(
