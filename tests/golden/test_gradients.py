@@ -30,7 +30,8 @@ def of_rounded_diagonal(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
 
     A residue's error in its own frame is 0, and belongs into the first bin. In the recorded run, compiled with fused
     multiplications, it was rounded to something above 0, and all of them fell into the second bin; not so in
-    `near_outputs.npz`.
+    `near_outputs.npz`. In the run whose gradients are recorded, two of them stayed in the first bin, as the gradient of
+    the head's bias shows.
     """
     shares = logits.log_softmax(-1).diagonal(dim1=0, dim2=1)
     return ((shares[0] - shares[1]) * mask).sum() / mask.sum().square()
@@ -57,7 +58,7 @@ def test_losses_and_their_gradients_are_deepminds(case, synthetic_model):
     total = found.total / len(sample["aatype"]) ** 0.5
     total = total + FINE_TUNING.aligned_error * of_rounded_diagonal(logits.aligned_error, known.backbone_mask)
     golden = read(case / "gradients.npz")
-    # the same number is recorded twice, and differs by 9e-6
+    # the same number is recorded twice, and differs by 9e-6: see of_rounded_diagonal
     torch.testing.assert_close(total.detach(), torch.as_tensor(golden["total_loss"]), rtol=2e-5, atol=0)
 
     total.backward()
@@ -80,7 +81,8 @@ def test_losses_and_their_gradients_are_deepminds(case, synthetic_model):
             whole = golden.get(f"grad/{piece.key}") if piece.block is None else None
             if whole is not None:
                 error = float(np.linalg.norm(part.numpy() - piece.take(whole)))
-                if error > 1e-4 * norm + noise:
+                limit = 5e-3 if "predicted_aligned_error" in piece.key else 1e-4  # see of_rounded_diagonal
+                if error > limit * norm + noise:
                     wrong.append(f"{name} from {piece.key}: off by {error:.3g} of {norm:.3g}")
                 compared += 1
     network.zero_grad(set_to_none=True)
