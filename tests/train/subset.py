@@ -20,7 +20,6 @@ LEFT_OUT = (
     "distogram",
     "masked_msa",
     "final_affines",
-    "final_atom37",
     "true_dist",
 )
 
