@@ -28,6 +28,13 @@ def test_table_is_deepminds(recorded, table, key):
     np.testing.assert_array_equal(getattr(residues, table), recorded[key])
 
 
+def test_exchanged_atoms_are_deepminds(recorded):
+    renamed = recorded["RENAMING_MATRICES"].argmax(axis=1)
+    np.testing.assert_array_equal(residues.ATOM14_EXCHANGED[:20], renamed[:20])
+    ambiguous = np.arange(14) != residues.ATOM14_EXCHANGED
+    np.testing.assert_array_equal(ambiguous, recorded["RESTYPE_ATOM14_IS_AMBIGUOUS"] != 0)
+
+
 def test_names_are_deepminds(recorded):
     assert list(residues.ATOM_TYPES) == list(recorded["atom_types"])
     assert list(residues.RESTYPES_WITH_X) == list(recorded["restypes_with_x"])

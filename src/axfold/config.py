@@ -120,6 +120,34 @@ class Config:
     ensembles: int = 1  # samples of the MSA averaged in each pass; Algorithm 2, line 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Weights and limits of the training loss: supplement 1.9, equation 7. Defaults are those of initial training."""
+
+    backbone: float = 0.5  # FAPE of the backbone, a mean over layers; 1.9, Algorithm 20
+    side_chains: float = 0.5  # FAPE of all atoms, of the last layer; 1.9
+    torsions: float = 0.5  # Algorithm 27, with 0.5 for L_aux; config: chi_weight
+    torsion_norm: float = 0.01  # Algorithm 27; config: angle_norm_weight
+    distogram: float = 0.3  # 1.9, equation 7
+    masked_msa: float = 2.0  # 1.9, equation 7
+    plddt: float = 0.01  # 1.9, equation 7
+    resolved: float = 0.0  # 1.9, equation 7: fine-tuning only
+    violations: float = 0.0  # 1.9, equation 7: fine-tuning only
+    aligned_error: float = 0.1  # 1.9.7, where the network has that head; config
+    clamp: float = 10.0  # Å, the largest error that FAPE counts; Algorithm 28
+    length_scale: float = 10.0  # Å in a unit of FAPE; Algorithm 28
+    bond_tolerance: float = 12.0  # standard deviations that bonds and angles may be off; 1.9.11
+    overlap_tolerance: float = 1.5  # Å that atoms may be nearer than their radii add up to; 1.9.11
+    finest_resolution: float = (
+        0.1  # Å; heads of confidence learn from structures in this range; 1.9.6, 1.9.10
+    )
+    coarsest_resolution: float = 3.0  # Å
+
+
+FINE_TUNING = Loss(resolved=0.01, violations=1.0)
+"""The loss of fine-tuning: supplement 1.9, equation 7."""
+
+
 _TEMPLATES = Model(templates=Templates())
 _PTM = Heads(aligned_error=True)
 

@@ -160,6 +160,12 @@ ATOM_TYPES = (
 
 # A half turn of these torsions exchanges equal atoms (supplement Table 3).
 _PI_PERIODIC = (("ASP", 1), ("GLU", 2), ("PHE", 1), ("TYR", 1))
+_EXCHANGED = {
+    "ASP": (("OD1", "OD2"),),
+    "GLU": (("OE1", "OE2"),),
+    "PHE": (("CD1", "CD2"), ("CE1", "CE2")),
+    "TYR": (("CD1", "CD2"), ("CE1", "CE2")),
+}
 
 RESTYPES_WITH_X = RESTYPES + "X"
 RESTYPE_INDEX = {letter: RESTYPES_WITH_X.find(letter) % 21 for letter in ascii_uppercase}
@@ -221,6 +227,13 @@ CHI_PI_PERIODIC = np.zeros((21, 4), np.float32)
 """(21, 4) 1 where a half turn of the torsion exchanges equal atoms."""
 for _name, _chi in _PI_PERIODIC:
     CHI_PI_PERIODIC[RESTYPE_INDEX[RESTYPE_3TO1[_name]], _chi] = 1
+ATOM14_EXCHANGED = np.tile(np.arange(14), (21, 1))
+"""(21, 14) column of the equal atom whose name each atom could bear as well (supplement Table 3), or its own."""
+for _name, _pairs in _EXCHANGED.items():
+    for _one, _other in _pairs:
+        _type = RESTYPE_INDEX[RESTYPE_3TO1[_name]]
+        _columns = [ATOM14_NAMES[_type].index(_atom) for _atom in (_one, _other)]
+        ATOM14_EXCHANGED[_type, _columns] = _columns[::-1]
 
 
 def _frame(x: np.ndarray, xy: np.ndarray, origin: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Training: what is compared with a known structure, and how."""
