@@ -1,11 +1,20 @@
 """From a source of parameters into a model."""
 
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from axfold.config import Config
-from axfold.weights.names import assemble, parameters
+from axfold.weights.names import Parameters, assemble, parameters
 from axfold.weights.source import Source, opened
+from axfold.weights.tensors import Shape
+
+THREADS = max(1, min(4, os.cpu_count() or 1))
+"""NumPy reads, makes and copies numbers without holding other threads up."""
 
 
 def load(model: nn.Module, config: Config, source: Source) -> None:
@@ -16,9 +25,27 @@ def load(model: nn.Module, config: Config, source: Source) -> None:
     """
     with opened(source, config) as tensors:
         if tensors.naming == "axfold":
-            arrays = {name: tensors[name] for name in model.state_dict()}
+            state = {name: torch.tensor(tensors[name]) for name in model.state_dict()}
         else:
-            # In this order the blocks of a stack follow one another, so that each stored tensor is read once.
-            arrays = {name: assemble(parts, tensors) for name, parts in parameters(config.model).items()}
-        state = {name: torch.tensor(array) for name, array in arrays.items()}
+            state = _assembled(parameters(config.model), tensors)
     model.load_state_dict(state, assign=True)
+
+
+def _assembled(wanted: Parameters, tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The parameters; those of all blocks of a stack are made of the same tensors, which are read once."""
+    alike: dict[frozenset[str], Parameters] = {}
+    for name, pieces in wanted.items():
+        alike.setdefault(frozenset(piece.key for piece in pieces), {})[name] = pieces
+
+    def make(some: Parameters) -> dict[str, Tensor]:
+        keys = dict.fromkeys(piece.key for pieces in some.values() for piece in pieces)
+        stored = {key: tensors[key] for key in keys}
+        return {name: torch.from_numpy(assemble(pieces, stored, _empty)) for name, pieces in some.items()}
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {name: made for some in pool.map(make, alike.values()) for name, made in some.items()}
+
+
+def _empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """Memory as PyTorch aligns it: in which order a library for CPUs sums may depend on that."""
+    return torch.from_numpy(np.empty(0, dtype)).new_empty(shape).numpy()

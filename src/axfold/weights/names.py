@@ -4,7 +4,7 @@ A released tensor is named `scope//name`; the tensors of all blocks of a stack a
 weights are (inputs..., outputs...), ours are PyTorch's (outputs, inputs); projections that we fuse are joined.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,9 +44,15 @@ Parameters = dict[str, tuple[Piece, ...]]
 """Name of each parameter of the model -> the pieces that are joined along its outputs."""
 
 
-def assemble(pieces: tuple[Piece, ...], stored: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The parameter that the pieces make."""
-    return np.ascontiguousarray(np.concatenate([piece.take(stored[piece.key]) for piece in pieces]))
+def assemble(
+    pieces: tuple[Piece, ...],
+    stored: Mapping[str, np.ndarray],
+    empty: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
+) -> np.ndarray:
+    """The parameter that the pieces make, in an array of `empty`: every number is copied once."""
+    taken = [piece.take(stored[piece.key]) for piece in pieces]
+    whole = empty((sum(map(len, taken)), *taken[0].shape[1:]), taken[0].dtype)
+    return np.concatenate(taken, out=whole)
 
 
 def parameters(sizes: Model) -> Parameters:
