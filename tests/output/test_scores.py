@@ -93,3 +93,17 @@ def test_reading_a_matrix_takes_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 * n * n  # Python's numbers in lists take 32
+
+
+@pytest.mark.parametrize("decimals", [1, 2])
+@pytest.mark.parametrize("largest", [31.0, 99.99, 150.0])
+def test_words_of_a_matrix_are_those_of_json(decimals, largest):
+    """Halves, numbers that round to 0 and to the last word; and with larger ones, which have no words ready."""
+    errors = np.random.default_rng(0).uniform(1e-5, 31, (40, 37)).astype(np.float32)
+    errors[0, :6] = 1e-4, 0.005, 0.015, 0.25, 0.35, largest
+    rounded = np.round(errors.astype(np.float64), decimals)
+    text = scores.colabfold_pae(errors, 1.0) if decimals == 2 else scores._rounded(errors, 1)
+    assert (json.dumps(rounded.tolist()) in text) if decimals == 2 else (text == json.dumps(rounded.tolist()))
+    _, matrix = scores.read(f'{{"pae": {json.dumps(rounded.tolist())}}}', "pae")
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix, rounded.astype(np.float32))

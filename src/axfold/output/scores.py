@@ -6,7 +6,7 @@ is the only large object.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,15 +95,31 @@ def read(text: str, matrix: str) -> tuple[Any, np.ndarray | None]:
         return json.loads(text), None
     end = text.index("]]", start.end())
     found = _ROW.finditer(text, start.end() - 1, end + 1)
-    rows = [np.array(json.loads(row[0]), np.float32) for row in found]
+    number = _Numbers().__getitem__
+    rows = [np.array([*map(number, row[0][1:-1].split(","))], np.float32) for row in found]
     return json.loads(f'{text[: start.start()]}"{matrix}": null{text[end + 2 :]}'), np.stack(rows)
+
+
+class _Numbers(dict[str, float]):
+    """The number that a word means: of rounded ones there are few, and each is read once."""
+
+    def __missing__(self, word: str) -> float:
+        return self.setdefault(word, float(word))
 
 
 def _rounded(array: np.ndarray, decimals: int, separators: tuple[str, str] = _SPACED) -> str:
     """A vector or matrix as JSON, its numbers rounded."""
     if array.ndim == 1:
         return json.dumps(np.round(array.astype(np.float64), decimals).tolist(), separators=separators)
-    return f"[{separators[0].join(_rounded(row, decimals, separators) for row in array)}]"
+    comma, scale = separators[0], 10**decimals
+    rows: Iterator[str]
+    if array.min() > 0 and array.max() < 100:  # Å: few different numbers, and each is put into words once
+        words = [json.dumps(number / scale) for number in range(100 * scale + 1)]
+        numbers = (np.rint(row.astype(np.float64) * scale).astype(int).tolist() for row in array)
+        rows = (f"[{comma.join(map(words.__getitem__, row))}]" for row in numbers)
+    else:
+        rows = (_rounded(row, decimals, separators) for row in array)
+    return f"[{comma.join(rows)}]"
 
 
 def _object(items: Mapping[str, str], meaningless: bool, separators: tuple[str, str] = _SPACED) -> str:
