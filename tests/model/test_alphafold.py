@@ -257,3 +257,12 @@ def test_dropout_is_shared_along_one_axis(shared):
     assert (dropped.diff(dim=shared) == 0).all()
     assert not (dropped.diff(dim=-5 - shared) == 0).all()
     assert dropout.eval().keep(x) is None
+
+
+def test_a_lower_precision_rounds_no_parameter_of_the_structure_module():
+    exact, rounded = small_model().float(), small_model().float().to_precision(torch.bfloat16)
+    for name, parameter in rounded.named_parameters():
+        before = exact.get_parameter(name)
+        wide = name.startswith(("structure.", "heads.confidence."))
+        assert parameter.dtype == (torch.float32 if wide else torch.bfloat16), name
+        assert torch.equal(parameter, before.to(parameter.dtype)), name

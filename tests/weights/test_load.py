@@ -17,7 +17,8 @@ def test_every_parameter_has_memory_of_its_own_as_pytorch_aligns_it():
     load(network, config, Source(seed=3))
     places = set()
     for name, parameter in network.named_parameters():
-        assert parameter.is_contiguous() and parameter.dtype == torch.float32, name
+        assert parameter.is_contiguous(), name
+        assert parameter.dtype == torch.float32, name
         assert parameter.data_ptr() % 64 == 0, name
         places.add(parameter.untyped_storage().data_ptr())
     assert len(places) == len(parameters(config.model))

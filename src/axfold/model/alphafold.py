@@ -131,10 +131,10 @@ class AlphaFold(nn.Module):
 
     def to_precision(self, dtype: torch.dtype) -> AlphaFold:
         """Weights and activations in `dtype`; the structure module and its confidence are at least float32."""
-        self.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        self.structure.to(wide)
-        self.heads.confidence.to(wide)
+        for module in (self.trunk, self.structure, *self.heads.children()):
+            is_wide = module is self.structure or module is self.heads.confidence  # never rounded to less
+            module.to(wide if is_wide else dtype)
         return self
 
     def forward(self, samples: Sequence[Features], recycled: Recycled | None = None) -> Pass:
