@@ -271,7 +271,7 @@ def attempt(row: dict[str, Any], found: Callable[[], dict[str, Any]], seconds: f
     except TooSlow as error:
         clear(error)
         row |= {"error": str(error), "late": True}
-    except Exception as error:
+    except Exception as error:  # its row says so, and the others are measured
         traceback.print_exc()
         clear(error)
         row["error"] = f"{type(error).__name__}: {error}"

@@ -188,7 +188,7 @@ def row_of(engine: Engine, features: Mapping[str, np.ndarray], repeats: int, clo
     """`measure`, or why there is nothing: the other lengths are measured all the same."""
     try:
         return measure(engine, features, repeats, clock)
-    except Exception as error:
+    except Exception as error:  # its row says so, and the others are measured
         traceback.print_exc()
         traceback.clear_frames(error.__traceback__)
         clock.stretches.clear()

@@ -296,7 +296,7 @@ def compile_some(share: str) -> None:
     for case, tile in kernels[first::step]:
         try:
             case.run(*case.inputs(2, 64), tile=tile)
-        except Exception as failure:
+        except Exception as failure:  # it is told where it is timed
             print(f"{case.name}, {tile}: {failure}".splitlines()[0], file=sys.stderr)
 
 
@@ -354,7 +354,7 @@ def main() -> None:
                 for row in measure(case, n, speed):
                     measured.append(row)
                     print(line(row), flush=True)
-            except Exception as failure:
+            except Exception as failure:  # the other cases are worth having
                 print(f"{case.name}: {type(failure).__name__}: {failure}".splitlines()[0], flush=True)
     if args.dry_run:
         return

@@ -47,7 +47,7 @@ def test_every_backend_has_its_row() -> None:
 def test_what_hopper_does_not_take_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     hopper = pytest.importorskip("axfold.ops.triton.attention_hopper")
     _, why_not = ops.gated_attention.backends["hopper"]
-    monkeypatch.setattr(hopper, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(hopper.tiles, "gpu", lambda device: (90, 132))
 
     def reason(
         *shape: int,

@@ -59,7 +59,7 @@ class Ahead(Iterator[T], Generic[T]):
                 self.seconds += time.perf_counter() - start
                 self._put(item, None)
                 del item
-        except BaseException as error:
+        except BaseException as error:  # the end, or a defect: whoever asks for the next item is told
             self._put(None, error)
 
     def _put(self, item: T | None, error: BaseException | None) -> None:

@@ -313,7 +313,7 @@ class _Batch:
             self._unwritten.append((query, writing))
         try:
             self._fold(query, results, missing, templates, writing)
-        except BaseException:
+        except BaseException:  # an interruption too: what is half done is let go, and it goes on
             if writing is not None and self._unwritten and self._unwritten[-1][1] is writing:
                 self._unwritten.pop()
                 writing.stop()

@@ -12,7 +12,7 @@ from axfold import console
 from axfold.config import Config, Model
 from axfold.errors import InputError
 from axfold.memory.budget import parse_bytes, written
-from axfold.memory.costs import FLOAT32_KERNELS, KERNELS, Sizes
+from axfold.memory.costs import KERNELS, Sizes
 from axfold.memory.plan import TIERS, DoesNotFit, Plan, max_length, plan
 from axfold.options import DEFAULT_MODEL, configured, one_of
 from axfold.weights.names import parameters
@@ -59,7 +59,7 @@ def sizes_for(
         weights=_weights(config.model, precision),
         ensembles=config.ensembles,
         on_gpu=on_gpu,
-        kernels=frozenset() if not on_gpu else FLOAT32_KERNELS if ITEMSIZE[precision] == 4 else KERNELS,
+        kernels=KERNELS if on_gpu else frozenset(),
         msa_features=(0, 0) if on_gpu else CPU_FEATURES,
     )
 

@@ -81,7 +81,7 @@ class Writing:
                 self.messages += told
                 if ends:
                     return
-        except BaseException as error:
+        except BaseException as error:  # raised again where the result is waited for
             self._error = error
 
 

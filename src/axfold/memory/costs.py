@@ -24,7 +24,6 @@ KERNELS = frozenset(
         *("transition", "triangle_operand", "triangle_update", "outer_product_mean"),
     }
 )
-FLOAT32_KERNELS = KERNELS
 LOGITS = 1 << 25  # of attention with a bias for each row that exist at once (ops.attention)
 TORSION_WIDTH = (
     3 * WIDE * 37 + WIDE * 37 + WIDE * 3 + 2 * WIDE

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from axfold.errors import AxfoldError
-from axfold.memory.rows import Rows
+from axfold.memory.rows import Rows, put
 
 _PAGE = mmap.PAGESIZE
 STAGES = 3  # blocks on the device at once: one comes in, one is worked on, one goes out
@@ -494,8 +494,7 @@ class HostRows(Rows):
                 for start, size in self.blocks(rows.shape[-3]):
                     block = rows.narrow(-3, start, size)
                     new = update(block)
-                    if new.data_ptr() != block.data_ptr():
-                        block.copy_(new)
+                    put(block, new)
                     del new
                 if then is not None:
                     then(first, rows)
@@ -524,8 +523,7 @@ class HostRows(Rows):
                     for i, (block, comes) in enumerate(zip(there, passing, strict=True))
                 ]
                 new = update(*here)
-                if new.data_ptr() != here[0].data_ptr():
-                    here[0].copy_(new)
+                put(here[0], new)
                 del new
                 if then is not None:
                     then(start, here[0])

@@ -12,6 +12,12 @@ from torch import Tensor
 from axfold.memory.budget import at_once
 
 
+def put(rows: Tensor, new: Tensor) -> None:
+    """What an update made of rows in their place, where it has not written into them already."""
+    if new.data_ptr() != rows.data_ptr():
+        rows.copy_(new)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Runs functions over blocks of `size` rows; None takes all rows at once.
@@ -99,8 +105,8 @@ class Rows:
             new = update(rows, *(operand.narrow(axis, start, size).to(x.device) for operand in operands))
             if recorded:
                 parts.append(new)
-            elif new.data_ptr() != rows.data_ptr():  # an update may have written into the rows already
-                rows.copy_(new)
+            else:
+                put(rows, new)
             del new
         if not recorded:
             return x

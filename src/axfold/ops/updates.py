@@ -162,9 +162,7 @@ def msa_row_attention(
     m: the MSA representation [*, S, N, c_m], consumed; z: the pair representation [*, N, N, c_z]; mask: [*, S, N]
     bias: linear, c_z to heads; q, k, v, gate: c_m to heads * c; output: heads * c to c_m
     """
-    _square(z)
-    if m.shape[-2] != z.shape[-2] or m.shape[:-3] != z.shape[:-3]:
-        raise ValueError(f"m is [*, S, N, c] and z [*, N, N, c], not {tuple(m.shape)} and {tuple(z.shape)}.")
+    _of_one_protein(m, z)
     attend = _attention(m, heads, norm, q, k, v, gate, output)
     of_bias = (*_of(z, norm_pair), bias.weight.to(z.dtype))
 
@@ -253,9 +251,7 @@ def outer_product_mean(
     z: the pair representation [*, N, N, c_z], consumed; m: the MSA representation [*, S, N, c_m]; mask: [*, S, N]
     a, b: linear, c_m to c; output: c * c to c_z
     """
-    _square(z)
-    if m.shape[-2] != z.shape[-2] or m.shape[:-3] != z.shape[:-3]:
-        raise ValueError(f"m is [*, S, N, c] and z [*, N, N, c], not {tuple(m.shape)} and {tuple(z.shape)}.")
+    _of_one_protein(m, z)
     normed, a_layer, b_layer, after = _of(m, norm), _of(m, a), _of(m, b), _of(z, output)
 
     def each(z: Tensor, m: Tensor, mask: Tensor) -> Tensor:
@@ -336,3 +332,9 @@ def _shown(mask: Tensor | None, x: Tensor) -> Tensor:
 def _square(z: Tensor) -> None:
     if z.dim() < 3 or z.shape[-2] != z.shape[-3]:
         raise ValueError(f"z is a pair representation [*, N, N, c], not {tuple(z.shape)}.")
+
+
+def _of_one_protein(m: Tensor, z: Tensor) -> None:
+    _square(z)
+    if m.shape[-2] != z.shape[-2] or m.shape[:-3] != z.shape[:-3]:
+        raise ValueError(f"m is [*, S, N, c] and z [*, N, N, c], not {tuple(m.shape)} and {tuple(z.shape)}.")

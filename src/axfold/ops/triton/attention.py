@@ -1,7 +1,6 @@
 """Gated attention that never holds the logits: FlashAttention's scheme, with a bias that all rows share."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -267,7 +266,7 @@ def _why_not(
         return "it needs a CUDA device"
     if any(x.device != q.device for x in (mask, *given)):
         return "the tensors are on different devices"
-    if q.is_cuda and _capability(q.device) < 80:
+    if q.is_cuda and tiles.gpu(q.device)[0] < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
     if torch.is_grad_enabled() and any(x.requires_grad for x in given):
         return "it has no backward"
@@ -367,10 +366,3 @@ def tile_for(q: Tensor) -> Tile:
     capability, _ = tiles.gpu(q.device)
     table = TILES[tiles.precision(q.dtype)]
     return next(tile for least, most, tile in table if capability >= least and q.shape[-1] <= most)
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    """90 is Hopper's."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

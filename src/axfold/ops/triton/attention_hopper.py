@@ -5,7 +5,6 @@ for 64 queries of a row, two rows for the same 128 queries, so that a tile of th
 group waits for its products the others take exponentials, of which there are many for the few channels of a head.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from axfold.ops.attention import gated_attention
+from axfold.ops.triton import tiles
 from axfold.ops.triton.attention import LEAST, LOG2_E, MOST
 from axfold.ops.triton.common import sigmoid
 
@@ -39,13 +39,13 @@ GROUP = gl.constexpr(16)  # pairs of rows before others, with all heads and quer
 REGISTERS = gl.constexpr(112)  # of a thread that computes
 
 
-@gluon.jit
-def _place(tile, rows, q_blocks, HEADS: gl.constexpr):
+@triton.jit
+def _place(tile, rows, q_blocks, HEADS: tl.constexpr):
     """(first row, head, block of queries) of a tile. Neighbours take the same bias for other rows."""
     group = GROUP * HEADS * q_blocks
     first = tile // group * GROUP
     within = tile - first * HEADS * q_blocks
-    members = gl.minimum(gl.cdiv(rows, ROWS) - first, GROUP)
+    members = tl.minimum(tl.cdiv(rows, ROWS) - first, GROUP)
     rest = within // members
     return (first + within % members) * ROWS, rest // q_blocks, rest % q_blocks
 
@@ -261,13 +261,9 @@ def _one_again(
 ):  # fmt: skip
     q_blocks = tl.cdiv(queries, QUERIES * PARTS)
     tile, index = i // (ROWS * PARTS), i % (ROWS * PARTS)
-    group = GROUP * H * q_blocks
-    start = tile // group * GROUP
-    within = tile - start * H * q_blocks
-    members = tl.minimum(tl.cdiv(rows, ROWS) - start, GROUP)
-    row = (start + within % members) * ROWS + index // PARTS
-    head = within // members // q_blocks
-    query = (within // members % q_blocks * PARTS + index % PARTS) * QUERIES + tl.arange(0, QUERIES)
+    first, head, block = _place(tile, rows, q_blocks, H)
+    row = first + index // PARTS
+    query = (block * PARTS + index % PARTS) * QUERIES + tl.arange(0, QUERIES)
     channel, key = tl.arange(0, WIDTH), tl.arange(0, KEYS)
     asked = (query < queries)[:, None] & (channel < C)[None, :]
     within_row = head * C + channel[None, :]
@@ -308,7 +304,7 @@ def _why_not(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> str | None:
     given = [x for x in (q, k, v, gate, bias) if x is not None]
-    if not q.is_cuda or _capability(q.device) != (9, 0):
+    if not q.is_cuda or tiles.gpu(q.device)[0] != 90:
         return "it needs a GPU of compute capability 9.0"
     if any(x.device != q.device for x in (mask, *given)):
         return "the tensors are on different devices"
@@ -349,15 +345,16 @@ def gated_attention_hopper(
         return out.zero_()
     if bias is not None:
         bias = _evenly(bias)
-    tiles = triton.cdiv(rows, ROWS.value) * heads * triton.cdiv(queries, QUERIES.value * PARTS.value)
-    wrong = torch.empty(tiles * ROWS.value * PARTS.value, dtype=torch.int32, device=q.device)
+    count = triton.cdiv(rows, ROWS.value) * heads * triton.cdiv(queries, QUERIES.value * PARTS.value)
+    wrong = torch.empty(count * ROWS.value * PARTS.value, dtype=torch.int32, device=q.device)
     asked, others = ((n, width) for n in (QUERIES.value, KEYS.value))
     k_from = _described(k, others)
     bias_from = k_from
     if bias is not None:
         flat = torch.as_strided(bias, (heads * queries, keys), (bias.stride(1), 1))
         bias_from = _descriptor(flat, (QUERIES.value, KEYS.value))
-    _kernel[(min(tiles, _multiprocessors(q.device)),)](
+    _, multiprocessors = tiles.gpu(q.device)
+    _kernel[(min(count, multiprocessors),)](
         _described(q, asked),
         k_from,
         _described(v, others),
@@ -368,14 +365,14 @@ def gated_attention_hopper(
         rows,
         queries,
         keys,
-        tiles,
+        count,
         HEADS=heads,
         C=channels,
         WIDTH=width,
         BIASED=bias is not None,
         num_warps=4,
     )
-    _again[(2 * _multiprocessors(q.device),)](
+    _again[(2 * multiprocessors,)](
         q,
         k,
         v,
@@ -387,7 +384,7 @@ def gated_attention_hopper(
         queries,
         keys,
         *(x.stride(1) for x in (q, k, v, gate)),
-        tiles,
+        count,
         *((0, 0) if bias is None else bias.stride()[:2]),
         H=heads,
         C=channels,
@@ -422,13 +419,3 @@ def _evenly(bias: Tensor) -> Tensor:
         return bias
     pitch = triton.cdiv(keys, 8) * 8
     return bias.new_empty(heads, queries, pitch)[..., :keys].copy_(bias)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
