@@ -126,7 +126,9 @@ def test_all_kernels_of_a_network_are_ready(monkeypatch, tmp_path):
             with torch.no_grad():
                 taken = call.op.backend_for(
                     *(
-                        x if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+                        x
+                        if x is None
+                        else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
                         for x in call.arguments
                     )
                 )

@@ -325,9 +325,7 @@ class Call:
     of_network: bool = True  # False: what it would call, were another operation not to take that along
 
 
-def calls(
-    dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: int = 32
-) -> Iterator[Call]:
+def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: int = 32) -> Iterator[Call]:
     """Every op with all the channels that the network gives or would give it, where the trunk computes in `dtype`.
 
     The structure module computes in at least float32. length: of rows, which are residues; clusters: of columns

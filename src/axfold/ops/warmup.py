@@ -61,7 +61,9 @@ class Warmup:
         assert call.op.small is not None
         with self._here(), torch.no_grad(), suppress(Exception):  # the check tells what is wrong
             given = self._arguments(call)
-            name = next(name for name, (_, why_not) in reversed(call.op.backends.items()) if not why_not(*given))
+            name = next(
+                name for name, (_, why_not) in reversed(call.op.backends.items()) if not why_not(*given)
+            )
             if name in call.op.checked:
                 call.op.backends[name][0](*draw(call.op.small(*given), self._device))
 
@@ -75,7 +77,9 @@ class Warmup:
     def _arguments(self, call: Call) -> list[Tensor | None]:
         """As large as the network's own, but for the rows: which backend takes them depends on that."""
         return [
-            None if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self._device)
+            None
+            if x is None
+            else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self._device)
             for x in call.arguments
         ]
 
