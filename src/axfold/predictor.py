@@ -32,6 +32,7 @@ from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
 from axfold.forecast import line
 from axfold.graphs import Graphs
+from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.model.alphafold import Features as OnDevice
 from axfold.model.alphafold import Pass
@@ -128,6 +129,7 @@ class Predictor:
         planning.find_memory(self.device, memory_budget)  # raises what is wrong with the budget
         self.bus = Bus(self.device)
         self.graphs = graphs or Graphs(self.device)
+        self._sizes: Sizes | None = None  # of the last protein
         self._warmup = first and network.warmup(
             self.config,
             self.device,
@@ -207,7 +209,7 @@ class Predictor:
             self._warmup.wait()
             self._warmup = None
         memory = planning.find_memory(self.device, self.memory_budget)
-        sizes = planning.sizes_of(first, config, self.network)
+        sizes = self._sizes = planning.sizes_of(first, config, self.network, self._sizes)
         ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell, self.graphs)
         tell(line(ladder.plan, memory.device_bytes))
         mask = torch.tensor(first["seq_mask"], device=self.device)
