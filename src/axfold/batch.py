@@ -303,13 +303,16 @@ class _Batch:
         for model in dict.fromkeys(model for model, _ in missing):
             self._plan(query, self.configs[model])
         self.stage = "writing"
-        results.start()
+        # the device would wait for the disk; a report on templates needs the folder at once
+        later = self._writers is not None and not query.templates
+        if not later:
+            results.start()
         start = time.perf_counter()
         templates = self._templates(query, results, [model for model, _ in missing])
         features_seconds = time.perf_counter() - start
         writing = None
         if self._writers is not None:
-            writing = Writing(results, self._writers)
+            writing = Writing(results, self._writers, begin=later)
             self._unwritten.append((query, writing))
         try:
             self._fold(query, results, missing, templates, writing)
