@@ -38,6 +38,7 @@ from axfold.model.alphafold import Features as OnDevice
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
 from axfold.model.heads import AlignedError
+from axfold.ops.warmup import Warmup
 from axfold.options import DEFAULT_MODEL, configured
 from axfold.output import confidence
 from axfold.output.prediction import Prediction
@@ -130,14 +131,16 @@ class Predictor:
         self.bus = Bus(self.device)
         self.graphs = graphs or Graphs(self.device)
         self._sizes: Sizes | None = None  # of the last protein
-        self._warmup = first and network.warmup(
-            self.config,
-            self.device,
-            self.precision,
-            residues=len(first.sequence),
-            sequences=sum(len(alignment.sequences) for alignment in first.alignments),
-            templates=len(first.templates) > 0,
-        )
+        self._warmup: Warmup | None = None
+        if first is not None:
+            self._warmup = network.warmup(
+                self.config,
+                self.device,
+                self.precision,
+                residues=len(first.sequence),
+                sequences=sum(len(alignment.sequences) for alignment in first.alignments),
+                templates=len(first.templates) > 0,
+            )
         self.network = network.load_network(self.config, self.source, self.device, self.precision)
 
     def predict(

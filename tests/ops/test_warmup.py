@@ -120,7 +120,7 @@ def test_all_kernels_of_a_network_are_ready(monkeypatch, tmp_path):
     print(f"ready in {time.perf_counter() - start:.2f} s", file=sys.stderr)
     known = health.HEALTH._verdicts[device]
     assert {verdict.reason for verdict in known.values()} == {None}
-    number = len(known)
+    ready = set(known)
     for call in cases.calls(torch.bfloat16):
         if call.of_network:
             with torch.no_grad():
@@ -133,4 +133,5 @@ def test_all_kernels_of_a_network_are_ready(monkeypatch, tmp_path):
                     )
                 )
             assert taken in ("triton", "hopper") or call.op.name == "add", call
-    assert len(known) <= number + 3  # attention of few queries has another backend on Hopper
+    # attention of few queries has another backend on Hopper
+    assert {name.partition(",")[0] for name in set(known) - ready} <= {"gated_attention"}

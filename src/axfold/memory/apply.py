@@ -23,7 +23,9 @@ def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
     if bus is not None:
         bus.release()
     for module in _modules(network):
-        own = vars(module)  # PyTorch's ways to read and set attributes take as long as a small protein's block
+        own = vars(
+            module
+        )  # PyTorch's ways to read and set attributes take as long as a small protein's block
         if isinstance(own.get("rows"), Rows):
             stage = getattr(module, "stage", None)  # the network itself only makes a representation
             size = None if stage is None else plan.blocks.get(stage)

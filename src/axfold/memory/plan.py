@@ -137,9 +137,9 @@ def plan(
         resident = _fit(sizes, SETUPS[0], usable, rates, kept)
         # nothing is faster where all is on the device with room to spare: a small protein is folded before all
         # others have been looked at
-        if resident is not None and ROOMY * resident.peak_device_bytes <= usable:
-            if host_bytes is None or resident.peak_host_bytes <= host_bytes:
-                return resident
+        roomy = resident is not None and ROOMY * resident.peak_device_bytes <= usable
+        if resident is not None and roomy and (host_bytes is None or resident.peak_host_bytes <= host_bytes):
+            return resident
     fitting = [
         found
         for setup in _setups(sizes, tier)
