@@ -40,7 +40,9 @@ def first_pass(job: dict[str, Any]) -> dict[str, Any]:
 
     done("import of PyTorch")
     from axfold import network, planning
+    from axfold.graphs import Graphs
     from axfold.memory.host import Bus
+    from axfold.ops.health import HEALTH
     from axfold.weights.source import Source
     from passes import configuration
 
@@ -50,22 +52,42 @@ def first_pass(job: dict[str, Any]) -> dict[str, Any]:
     done("device")
     config = configuration(**job["model"])
     source = Source(None if job["parameters"] is None else Path(job["parameters"]))
+    warmup = None  # kernels are made ready in threads from here on, as a prediction does it
+    if job["warmup"]:
+        sizes = {"residues": job["residues"], "sequences": config.data.msa_clusters}
+        warmup = network.warmup(config, device, job["precision"], **sizes)
     model = network.load_network(config, source, device, job["precision"])
     done("parameters")
     with np.load(job["features"]) as file:
         features = dict(file)
+    done("features")
+    if warmup is not None:
+        warmup.wait()
+    done("kernels, what is left of them")
     memory = planning.find_memory(device)
-    planning.Ladder(model, planning.sizes_of(features, config, model), memory, Bus(device), lambda line: None)
-    result = next(network.passes(model, network.on_device([features], 1, device)))
+    sizes = planning.sizes_of(features, config, model)
+    planning.Ladder(model, sizes, memory, Bus(device), lambda line: None, Graphs(device))
+    done("plan")
+    passes = network.passes(model, network.on_device([features] * 2, 1, device))
+    result = next(passes)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     done("first pass")
     assert bool(torch.isfinite(result.structure.atom37).all())
+    seconds = at[-1] - at[0]
+    del result
+    next(passes)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    known = [verdict.seconds for verdicts in HEALTH._verdicts.values() for verdict in verdicts.values()]
     return {
-        "seconds": round(at[-1] - at[0], 3),
+        "seconds": round(seconds, 3),
         "parts": parts,
+        "second_pass": round(time.time() - at[-1], 3),
         "kernels": len(kernels),
         "kernel_seconds": round(sum(kernels), 3),
+        "checks": len(known),
+        "check_seconds": round(sum(known), 3),  # of the process that made them
     }
 
 
@@ -102,8 +124,9 @@ def start(job: dict[str, Any], kept: Path, threads: int | None) -> dict[str, Any
 
 
 def caches(folder: Path) -> dict[str, str]:
-    """Where processes find what others have compiled: Triton's kernels, and the driver's."""
-    return {"TRITON_CACHE_DIR": str(folder / "triton"), "CUDA_CACHE_PATH": str(folder / "driver")}
+    """Where processes find what others have compiled, Triton's kernels and the driver's, and checked."""
+    names = {"TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "driver", "AXFOLD_CACHE": "axfold"}
+    return {variable: str(folder / name) for variable, name in names.items()}
 
 
 def arguments() -> argparse.Namespace:
@@ -124,6 +147,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peer-seconds", type=float, default=180, help="most that each of their processes may take"
     )
+    parser.add_argument(
+        "--without-warmup", action="store_true", help="also with kernels built when they are called"
+    )
     parser.add_argument("--note", default="", help="a remark for the report")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")
@@ -140,7 +166,11 @@ def show(row: dict[str, Any]) -> None:
     for part, seconds in row["parts"].items():
         print(f"{part:>40} {seconds:8.2f} s")
     if "kernels" in row:
-        print(f"{row['kernels']:>40} kernels compiled in {row['kernel_seconds']:.2f} s", flush=True)
+        print(f"{row['kernels']:>40} kernels compiled in {row['kernel_seconds']:.2f} s of threads together")
+    if row.get("checks"):
+        print(f"{row['checks']:>40} kernels known to be right, checked in {row['check_seconds']:.2f} s")
+    if "second_pass" in row:
+        print(f"{'second pass':>40} {row['second_pass']:8.2f} s", flush=True)
 
 
 def main() -> None:
@@ -194,9 +224,13 @@ def main() -> None:
             "precision": args.precision,
             "parameters": parameters and str(parameters),
         }
-        for residues, cache in [(args.lengths[0], "none"), *((n, "kept") for n in args.lengths)]:
-            row = start({**job, "features": str(files[residues])}, folder / "axfold", args.threads)
-            keep({"engine": "axfold", "setting": "", "residues": residues, "cache": cache, **row})
+        rows = [(args.lengths[0], "none"), *((n, "kept") for n in args.lengths)]
+        for setting, warmup in [("", True), ("kernels as they are called", False)][: 1 + args.without_warmup]:
+            kept = folder / f"axfold {setting}"
+            for residues, cache in rows[: 2 if setting else None]:
+                of_row = {"residues": residues, "warmup": warmup, "features": str(files[residues])}
+                row = start({**job, **of_row}, kept, args.threads)
+                keep({"engine": "axfold", "setting": setting, "residues": residues, "cache": cache, **row})
         for peer, setting in peers_asked(args.peers):
             for residues, cache in zip(args.lengths, ["none"] + ["kept"] * len(args.lengths), strict=False):
                 (row,) = process.measure(

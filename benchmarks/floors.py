@@ -26,6 +26,10 @@ def _normed_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Te
     return 2 * _positions(x) * weight.numel()
 
 
+def _linear_residual(x: Tensor, y: Tensor, weight: Tensor, *_: Any) -> int:
+    return 2 * _positions(y) * weight.numel()
+
+
 def _triangle_operand(
     z: Tensor, mask: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor, *_: Any
 ) -> int:
@@ -64,6 +68,7 @@ def _invariant_point_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> i
 PRODUCTS: dict[str, Callable[..., int]] = {
     "gated_attention": _attention,
     "normed_linear": _normed_linear,
+    "linear_residual": _linear_residual,
     "triangle_operand": _triangle_operand,
     "triangle_update": _triangle_update,
     "transition": _transition,

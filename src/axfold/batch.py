@@ -303,13 +303,16 @@ class _Batch:
         for model in dict.fromkeys(model for model, _ in missing):
             self._plan(query, self.configs[model])
         self.stage = "writing"
-        results.start()
+        # the device would wait for the disk; a report on templates needs the folder at once
+        later = self._writers is not None and not query.templates
+        if not later:
+            results.start()
         start = time.perf_counter()
         templates = self._templates(query, results, [model for model, _ in missing])
         features_seconds = time.perf_counter() - start
         writing = None
         if self._writers is not None:
-            writing = Writing(results, self._writers)
+            writing = Writing(results, self._writers, begin=later)
             self._unwritten.append((query, writing))
         try:
             self._fold(query, results, missing, templates, writing)
@@ -340,7 +343,7 @@ class _Batch:
         for number, (model, seed) in enumerate(missing, start=1):
             tag = results.tag(model, seed)
             self.display.begin(f"{query.name} {model} seed {seed} ({number}/{len(missing)})")
-            predictor = self._predictor(model)
+            predictor = self._predictor(model, query)
             self.stage = "features"
             samples = self._features(results.job, model, seed)
             with self._profiled(predictor, f"{query.name} {tag}"), samples or nullcontext():
@@ -392,8 +395,8 @@ class _Batch:
         self._profiles[name] = meter.as_dict()
         files.write_json(self.request.profile, self._profiles)
 
-    def _predictor(self, model: str) -> Predictor:
-        """Kept, since a model takes longer to load than a small protein to fold."""
+    def _predictor(self, model: str, query: Query) -> Predictor:
+        """Kept, since a model takes longer to load than a small protein to fold. query: what it folds first"""
         if model not in self._predictors:
             from axfold.predictor import Predictor
 
@@ -405,6 +408,7 @@ class _Batch:
                 precision=self.request.precision,
                 memory_budget=self.request.memory_budget,
                 graphs=next((one.graphs for one in self._predictors.values()), None),
+                first=None if self._predictors else query,
             )
         return self._predictors[model]
 

@@ -153,6 +153,8 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device, recorder: Callable[[], Recorder] | None = None):
+        if device.type == "cuda" and device.index is None:  # tensors know theirs by its number
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.say: Callable[[str], None] = lambda text: None
         self._make_recorder = recorder or (lambda: CudaRecorder(device))

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from axfold.data.features import FEATURES
 from axfold.errors import AxfoldError, InputError
 from axfold.memory.allocator import without_gaps
 from axfold.model.alphafold import AlphaFold, Features, Pass
+from axfold.ops.warmup import Warmup
 from axfold.options import PRECISIONS, one_of
 from axfold.progress import Clock, Report
 from axfold.weights.load import load
@@ -65,6 +67,30 @@ def find_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if ampere else "fp32"
     return "fp32" if name == "tf32" and not ampere else name
+
+
+def warmup(
+    config: Config,
+    device: torch.device,
+    precision: str,
+    *,
+    residues: int,
+    sequences: int,
+    templates: bool = False,
+) -> Warmup | None:
+    """The kernels for such a protein, which are made ready from now on; None where there are none.
+
+    None in "tf32" too: its precision of products is one that all threads share.
+    """
+    if device.type != "cuda" or precision == "tf32" or find_spec("triton") is None:
+        return None
+    return Warmup(
+        device,
+        _DTYPES[precision],
+        residues=residues,
+        clusters=max(1, min(sequences, config.data.msa_clusters)),
+        templates=templates and config.data.templates > 0,
+    )
 
 
 def load_network(config: Config, parameters: Source, device: torch.device, precision: str) -> AlphaFold:

@@ -76,8 +76,10 @@ def sizes_before(query: Query, config: Config, precision: str, device: torch.dev
     )
 
 
-def sizes_of(sample: Mapping[str, Sized], config: Config, network: AlphaFold) -> Sizes:
-    """Sizes of a pass over such a sample of the features."""
+def sizes_of(
+    sample: Mapping[str, Sized], config: Config, network: AlphaFold, known: Sizes | None = None
+) -> Sizes:
+    """Sizes of a pass over such a sample of the features. known: of another sample, with the same network"""
     weight = network.trunk.single.weight
     return Sizes(
         residues=len(sample["aatype"]),
@@ -86,10 +88,10 @@ def sizes_of(sample: Mapping[str, Sized], config: Config, network: AlphaFold) ->
         templates=len(sample.get("template_aatype", ())),
         model=config.model,
         itemsize=weight.itemsize,
-        weights=sum(p.numel() * p.itemsize for p in network.parameters()),
+        weights=known.weights if known else sum(p.numel() * p.itemsize for p in network.parameters()),
         ensembles=config.ensembles,
         on_gpu=weight.is_cuda,
-        kernels=kernels_of(network),
+        kernels=known.kernels if known else kernels_of(network),
         msa_features=(0, 0) if weight.is_cuda else CPU_FEATURES,
     )
 

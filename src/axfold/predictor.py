@@ -32,11 +32,13 @@ from axfold.data.templates import TemplateFeatures
 from axfold.errors import AxfoldError
 from axfold.forecast import line
 from axfold.graphs import Graphs
+from axfold.memory.costs import Sizes
 from axfold.memory.host import Bus
 from axfold.model.alphafold import Features as OnDevice
 from axfold.model.alphafold import Pass
 from axfold.model.atoms import ca_distance_change
 from axfold.model.heads import AlignedError
+from axfold.ops.warmup import Warmup
 from axfold.options import DEFAULT_MODEL, configured
 from axfold.output import confidence
 from axfold.output.prediction import Prediction
@@ -78,7 +80,7 @@ def predict(
     )
     configured(model, recycles=recycles, tolerance=tolerance, max_msa=max_msa, ensembles=ensembles)
     predictor = Predictor(
-        model, params=params, device=device, precision=precision, memory_budget=memory_budget
+        model, params=params, device=device, precision=precision, memory_budget=memory_budget, first=query
     )
     return predictor.predict(
         query,
@@ -104,6 +106,7 @@ class Predictor:
         "auto", which is bf16 on CUDA devices that have it
     memory_budget: how much of the device's memory to use at most ("8GB"); None: what is free
     graphs: of the device, shared by predictors that run one after the other; None: its own
+    first: the protein that comes first, whose kernels are made ready while the parameters are read
 
     Raises InputError and WeightsError.
     """
@@ -117,6 +120,7 @@ class Predictor:
         precision: str = "auto",
         memory_budget: str | None = None,
         graphs: Graphs | None = None,
+        first: Query | None = None,
     ):
         self.config = configured(model)
         self.source = source.find(model, None if params is None else str(params))
@@ -126,6 +130,17 @@ class Predictor:
         planning.find_memory(self.device, memory_budget)  # raises what is wrong with the budget
         self.bus = Bus(self.device)
         self.graphs = graphs or Graphs(self.device)
+        self._sizes: Sizes | None = None  # of the last protein
+        self._warmup: Warmup | None = None
+        if first is not None:
+            self._warmup = network.warmup(
+                self.config,
+                self.device,
+                self.precision,
+                residues=len(first.sequence),
+                sequences=sum(len(alignment.sequences) for alignment in first.alignments),
+                templates=len(first.templates) > 0,
+            )
         self.network = network.load_network(self.config, self.source, self.device, self.precision)
 
     def predict(
@@ -193,8 +208,11 @@ class Predictor:
         def tell(text: str) -> None:
             report(Planned(text=text))
 
+        if self._warmup is not None:
+            self._warmup.wait()
+            self._warmup = None
         memory = planning.find_memory(self.device, self.memory_budget)
-        sizes = planning.sizes_of(first, config, self.network)
+        sizes = self._sizes = planning.sizes_of(first, config, self.network, self._sizes)
         ladder = planning.Ladder(self.network, sizes, memory, self.bus, tell, self.graphs)
         tell(line(ladder.plan, memory.device_bytes))
         mask = torch.tensor(first["seq_mask"], device=self.device)

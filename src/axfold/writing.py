@@ -41,14 +41,15 @@ class Writers:
 class Writing:
     """One protein's predictions on their way to disk, one after the other in the order in which they were put.
 
-    `stage` says what is under way.
+    `stage` says what is under way. begin: the results have not been started, which is done first
     """
 
-    def __init__(self, results: Results, writers: Writers):
+    def __init__(self, results: Results, writers: Writers, *, begin: bool = False):
         self.results = results
         self.stage = "writing"
         self.messages: Messages = []
         self._writers = writers
+        self._begin = begin
         self._error: BaseException | None = None
         self._predictions: queue.SimpleQueue[Prediction | float | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, daemon=True)
@@ -74,6 +75,8 @@ class Writing:
 
     def _write(self) -> None:
         try:
+            if self._begin:
+                self.results, _ = self._writers.call(_start, self.results)
             while (item := self._predictions.get()) is not None:
                 ends = isinstance(item, float)
                 self.stage = "ranking" if ends else "writing"
@@ -94,6 +97,10 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append((record.levelno, record.getMessage()))
+
+
+def _start(results: Results) -> tuple[Results, Messages]:
+    return results, _heard(results.start)
 
 
 def _write(results: Results, prediction: Prediction) -> tuple[Results, Messages]:

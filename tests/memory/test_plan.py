@@ -269,3 +269,20 @@ def test_on_a_cpu_there_is_one_tier():
     assert found.tier == "cpu"
     assert not found.host
     assert found.peak_host_bytes > found.peak_device_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("residues", [40, 300, 768])
+def test_with_much_memory_a_plan_is_found_without_looking_at_all(residues, dtype, monkeypatch):
+    """The one that is the fastest of all."""
+    config = PRESETS["model_3_ptm"]
+    sizes = replace(
+        sizes_for(config, residues, "fp32", clusters=300, extra=700, templates=0, on_gpu=True),
+        itemsize=dtype.itemsize,
+    )
+    for budget in (3 * GIB, 12 * GIB, 70 * GIB):
+        with monkeypatch.context() as patch:
+            quick = plan(sizes, budget, host_bytes=100 * GIB, device="NVIDIA H100 80GB HBM3")
+            patch.setattr("axfold.memory.plan.ROOMY", 10**9)
+            assert quick == plan(sizes, budget, host_bytes=100 * GIB, device="NVIDIA H100 80GB HBM3")
+    assert quick.tier == "resident"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 from torch import nn
@@ -21,8 +22,11 @@ def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
         raise ValueError("a plan that keeps representations on the host needs a bus")
     if bus is not None:
         bus.release()
-    for module in network.modules():
-        if isinstance(getattr(module, "rows", None), Rows):
+    for module in _modules(network):
+        own = vars(
+            module
+        )  # PyTorch's ways to read and set attributes take as long as a small protein's block
+        if isinstance(own.get("rows"), Rows):
             stage = getattr(module, "stage", None)  # the network itself only makes a representation
             size = None if stage is None else plan.blocks.get(stage)
             rows = (
@@ -30,7 +34,15 @@ def apply(network: nn.Module, plan: Plan, bus: Bus | None = None) -> None:
                 if plan.host
                 else Rows(size, context_bytes=plan.context_bytes)
             )
-            setattr(module, "rows", rows)  # noqa: B010 - it is no tensor, as PyTorch's annotations have it
-        if hasattr(module, "idle"):
-            idle = bus.resting if bus is not None and plan.rest else nullcontext
-            setattr(module, "idle", idle)  # noqa: B010
+            own["rows"] = rows
+        if "idle" in own:
+            own["idle"] = bus.resting if bus is not None and plan.rest else nullcontext
+
+
+def _modules(network: nn.Module) -> Iterator[nn.Module]:
+    """All modules, in no order; `network.modules()` goes through a generator for each that contains one."""
+    waiting = [network]
+    while waiting:
+        module = waiting.pop()
+        yield module
+        waiting += (inner for inner in module._modules.values() if inner is not None)

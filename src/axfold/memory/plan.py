@@ -59,6 +59,7 @@ SETUPS = (
     Setup("offload", rest=True, host=PAIR | EXTRA),
 )
 CPU = Setup("cpu")
+ROOMY = 4  # times what a plan needs
 TIERS = ("resident", "lean", "offload")
 
 
@@ -132,6 +133,13 @@ def plan(
     if leaner_than is not None:
         usable = min(usable, int(0.9 * leaner_than.peak_device_bytes))
     rates = rates_of(device if sizes.on_gpu else "cpu", cores)
+    if sizes.on_gpu and tier is None:
+        resident = _fit(sizes, SETUPS[0], usable, rates, kept)
+        # nothing is faster where all is on the device with room to spare: a small protein is folded before all
+        # others have been looked at
+        roomy = resident is not None and ROOMY * resident.peak_device_bytes <= usable
+        if resident is not None and roomy and (host_bytes is None or resident.peak_host_bytes <= host_bytes):
+            return resident
     fitting = [
         found
         for setup in _setups(sizes, tier)

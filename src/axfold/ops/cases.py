@@ -317,19 +317,20 @@ LAYERS = (*_layers(256), *_layers(1024), *_layers(1200), *_alone(256), *_alone(1
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the network, by arguments without numbers (on PyTorch's "meta" device) and with few residues."""
+    """A call of the network, by arguments without numbers (on PyTorch's "meta" device) and with few rows."""
 
     op: Op
     name: str
     arguments: Arguments
+    of_network: bool = True  # False: what it would call, were another operation not to take that along
 
 
-def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
+def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: int = 32) -> Iterator[Call]:
     """Every op with all the channels that the network gives or would give it, where the trunk computes in `dtype`.
 
-    The structure module computes in at least float32.
+    The structure module computes in at least float32. length: of rows, which are residues; clusters: of columns
     """
-    rows, n = 2, 32
+    rows, n = 2, length
     wide = torch.promote_types(dtype, torch.float32)
 
     def x(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -356,17 +357,17 @@ def calls(dtype: torch.dtype, masked: bool = False) -> Iterator[Call]:
         width = heads * c_head
         attended = x(rows, n, c), x(rows, n, width), *linear(c, width), None
         yield Call(linear_residual, f"{name}, from attention", attended)
-    row = x(rows, n, 8, 32)
-    yield Call(gated_attention, "MSA, columns", (row, row, row, row, mask, None))
+    column = x(rows, clusters, 8, 32)
+    of_columns = x(rows, clusters) if masked else x().expand(rows, clusters)
+    yield Call(gated_attention, "MSA, columns", (column, column, column, column, of_columns, None))
     for name, c, heads in (("pair", 128, 4), ("pair, for the MSA", 128, 8), ("template", 64, 4)):
         yield Call(normed_linear, f"{name}, to bias", (x(rows, n, c), *norm(c), x(heads, c)))
+    for name, c in (("MSA", 256), ("extra MSA", 64)):
+        yield Call(normed_linear, f"{name}, to outer product", (x(rows, n, c), *norm(c), *linear(32, c)))
     yield Call(add, "pair", (x(rows, n, 128), x(rows, n, 128)))
-    for name, c in (
-        ("pair", 128),
-        ("MSA", 256),
-    ):  # not of the network itself, whose operations take them along
-        yield Call(layer_norm, name, (x(rows, n, c), *norm(c)))
-    yield Call(softmax, "pair", (x(rows, 4, n, n), mask, x(4, n, n)))
+    for name, c in (("pair", 128), ("MSA", 256)):
+        yield Call(layer_norm, name, (x(rows, n, c), *norm(c)), of_network=False)
+    yield Call(softmax, "pair", (x(rows, 4, n, n), mask, x(4, n, n)), of_network=False)
     for name, c, factor in (("pair", 128, 4), ("MSA", 256, 4), ("extra MSA", 64, 4), ("template", 64, 2)):
         yield Call(
             transition, name, (x(rows, n, c), *norm(c), *linear(factor * c, c), *linear(c, factor * c))
