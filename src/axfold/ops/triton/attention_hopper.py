@@ -194,10 +194,7 @@ def _attend(
         logits = _plus(logits, bias_tiles, stage * PARTS + PART, BIASED, BIAS, LOGITS)
         key = (k_blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
         weights = gl.exp2(gl.where((key < keys)[None, :], logits, float("-inf")))
-        if SUMS:
-            total = gl.zeros([QUERIES, 8], gl.float32, TOTAL)
-        else:
-            total = _sums(weights)
+        total = gl.zeros([QUERIES, 8], gl.float32, TOTAL) if SUMS else _sums(weights)
         weights = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
         for _ in range(1, k_blocks):
             before = step & (STAGES - 1)
@@ -322,8 +319,10 @@ def _diagonal(BITS: gl.constexpr, like):
 
 @gluon.jit
 def _powers(x, POWERS: gl.constexpr):
-    """2^x, by `_powers_code` some of them by a polynomial whose error is 7.5e-5, a twentieth of what bfloat16 cuts off; these take x under
-    -126 and over 126 for -126 and 126, which makes sums that are found to be wrong too."""
+    """2^x, by `_powers_code` some of them by a polynomial whose error is 7.5e-5, a twentieth of what bfloat16 cuts off.
+
+    That takes x under -126 and over 126 for -126 and 126, which makes sums that are found to be wrong too.
+    """
     if POWERS == "":
         return gl.exp2(x)
     return gl.inline_asm_elementwise(
