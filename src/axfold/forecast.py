@@ -136,6 +136,7 @@ def as_json(found: Forecast) -> str:
             "handovers": sorted(chosen.handovers),
             "lent_rows": chosen.lent,
             "blocks": dict(chosen.blocks),
+            "wider_blocks_of_evoformer": dict(chosen.wider),
             "context_bytes": chosen.context_bytes,
             "peak_stage": chosen.stage,
             "parts": dict(chosen.parts),
@@ -159,7 +160,10 @@ def as_text(found: Forecast) -> str:
         f"At the peak ({chosen.stage}):\n"
         + console.columns([(f"  {name}", written(size)) for name, size in largest if size]),
         "Rows at once:\n"
-        + console.columns([(f"  {stage}", str(rows)) for stage, rows in sorted(chosen.blocks.items())]),
+        + console.columns(
+            [(f"  {stage}", str(rows)) for stage, rows in sorted(chosen.blocks.items())]
+            + [(f"  {stage}, Evoformer", str(rows)) for stage, rows in sorted(chosen.wider.items())]
+        ),
         "Longest protein for this memory:\n"
         + console.columns(
             [("  tier", *found.max_length)]

@@ -13,7 +13,7 @@ from sizes import make_features, make_network, sizes_of
 from axfold.config import PRESETS
 from axfold.forecast import sizes_for
 from axfold.memory.apply import apply
-from axfold.memory.costs import costs
+from axfold.memory.costs import KERNELS, costs
 from axfold.memory.host import Bus
 from axfold.memory.meter import Meter
 from axfold.memory.plan import CPU, SETUPS, TIERS, DoesNotFit, max_length, plan, with_blocks
@@ -236,6 +236,19 @@ def test_more_room_means_larger_blocks():
     sizes = sizes_for(PRESETS["model_3"], 4096, "bf16")
     tight, ample = (plan(sizes, int(gib * GIB), tier="resident") for gib in (11.2, 40))
     assert tight.blocks["triangle multiplication"] < ample.blocks["triangle multiplication"]
+
+
+@pytest.mark.parametrize("residues", [1024, 1200, 2048, 4096])
+def test_the_evoformers_products_take_the_room_that_the_extra_msa_leaves(residues):
+    sizes = replace(sizes_for(PRESETS["model_5"], residues, "bf16"), on_gpu=True, kernels=KERNELS, extra=5120)
+    found = plan(sizes, 79 * GIB)
+    stage = "triangle multiplication"
+    rows = found.wider[stage]
+    assert rows % 128 == 0
+    assert found.blocks[stage] < rows <= residues + 127
+    assert found.direct == {stage}
+    others = [peak for name, peak in found.peaks.items() if name != f"Evoformer: {stage}"]
+    assert found.peaks[f"Evoformer: {stage}"] <= max(others) == found.peak_device_bytes
 
 
 def test_as_many_rows_stay_as_there_is_room_for():

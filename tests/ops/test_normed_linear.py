@@ -6,6 +6,7 @@ from kernels import (
     DTYPES,
     SIZES,
     assert_rounds_like_the_reference,
+    convert,
     kernel,
     linear,
     norm,
@@ -15,6 +16,9 @@ from kernels import (
 )
 
 from axfold import ops
+
+pytest.importorskip("triton")
+from axfold.ops.triton.normed_linear import normed_linear_parts
 
 
 def test_reference_is_the_definition():
@@ -35,6 +39,24 @@ def test_kernel(rows, n, c, out, biased, dtype):
     layer = (weight, bias) if biased else (weight,)
     for start in (x, transposed(x)):
         assert_rounds_like_the_reference(ops.normed_linear, start, *norm(c), *layer, dtype=dtype)
+
+
+@kernel
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32], ids=str)
+@pytest.mark.parametrize(("rows", "n"), [*SIZES, (5, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("part_bytes", [1, 3 * 40 * 64 * 2, 1 << 20])
+def test_parts(rows, n, biased, part_bytes, dtype):
+    """One row at a time, three, which leaves two, and all."""
+    x, (weight, bias) = normal(rows, n, 64), linear(100, 64)
+    layer = (weight, bias) if biased else (weight,)
+    for start in (x, transposed(x)):
+        numbers = convert((start, *norm(64), *layer), dtype)
+        exact = ops.normed_linear(*(x.double() for x in numbers), backend="reference")
+        reference = ops.normed_linear(*numbers, backend="reference")
+        with torch.no_grad():
+            found = normed_linear_parts(*numbers, part_bytes=part_bytes)
+        assert (found - exact).norm() <= 2 * (reference - exact).norm()
 
 
 @on_a_gpu

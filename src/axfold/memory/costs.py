@@ -71,6 +71,7 @@ class Cost:
     alive: the representations that exist meanwhile; rows, source_rows: of what it updates, and of what its
     context is made of; update, prepare: of the block, for each of its rows; context: what `prepare` makes of all
     rows; whole: beside all blocks; after: at its end, without block and context
+    direct: a kernel makes the context of all rows as it is used, so that it is best made at once
     copied: of a context that attention takes only aligned, a second time where it is not
     streams, sources: (representation, bytes of a row) of `update`'s and `prepare`'s operands; None is on the device
     idle: may the MSA representation rest meanwhile?
@@ -88,6 +89,7 @@ class Cost:
     source_rows: int = 0
     prepare: int = 0
     context: int = 0
+    direct: bool = False
     copied: int = 0
     whole: int = 0
     after: int = 0
@@ -298,12 +300,14 @@ def _pair_block(
     operand, made = max(z + 2 * h, 2 * z, 3 * h), h
     # operand, product, its copy for the LayerNorm, which makes one more; or operand, update, normalised input, gate
     update = max(operand, 4 * h, h + 3 * z)
-    if s.kernels >= {"triangle_operand", "triangle_update"}:  # operand; product; both of aligned rows
+    direct = s.kernels >= {"triangle_operand", "triangle_update"}
+    if direct:  # operand; product; both of aligned rows
         operand = made = -(-n // ALIGNMENT) * ALIGNMENT * sizes.c_multiplication * b
         update = 2 * made
     yield Cost(
         stage="triangle multiplication", stack=stack, alive=alive, rows=n, update=update,
-        source_rows=n, prepare=operand, context=n * made, streams=((pair, z),), sources=((pair, z),),
+        source_rows=n, prepare=operand, context=n * made, direct=direct,
+        streams=((pair, z),), sources=((pair, z),),
         follows=(before_multiplication, "triangle multiplication"), idle=idle, calls=2 * calls,
         products=2.0 * n**3 * sizes.c_multiplication + 2.0 * n * n * c * (5 * sizes.c_multiplication + c),
     )  # fmt: skip

@@ -6,7 +6,7 @@ Nothing is imported that computes, so that a plan costs milliseconds and needs n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from axfold.errors import AxfoldError
 from axfold.memory.budget import written
@@ -27,6 +27,7 @@ ENOUGH_CPU = 1 << 12  # small enough to stay in the cache
 ENOUGH_ROWS = 1024  # of a kernel whose programs take a whole row each
 
 MULTIPLICATION = "triangle multiplication"
+WIDEST = 8  # tiles of a product's rows at once: it reads the whole other operand for each block
 REREADING = "invariant point attention"  # each of whose calls in a pass reads the same pair
 
 PAIR = frozenset({"pair", "template", "attention to templates"})
@@ -70,7 +71,8 @@ class Plan:
     tier: "resident" (everything on the device), "lean" (MSA representations on the host while they are idle, the
         extra MSA's perhaps always), "offload" (the pair representation on the host too) or "cpu"
     rest: give EvoformerBlocks a bus to rest their MSA on; host: representations that live on the host
-    blocks: rows at once of every stage
+    blocks: rows at once of every stage; wider: of a stage in the Evoformer, where there is room for more
+    direct: stages whose contexts are made of all rows at once
     kept: leading rows of a pair representation on the host that stay on the device all the same
     handovers: (a stage, the next one): where the pair is on the host, the next one's context is made from the rows
         that the update before leaves on the device, or its update by element is done on them, so that they come once
@@ -92,6 +94,8 @@ class Plan:
     host_parts: Mapping[str, int]
     peaks: Mapping[str, int]
     seconds: float
+    wider: Mapping[str, int] = field(default_factory=dict)
+    direct: frozenset[str] = frozenset()
     kept: int = 0
     handovers: frozenset[tuple[str, str]] = frozenset()
     context_bytes: int | None = None
@@ -230,8 +234,10 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None
         blocks[cost.stage] = rows if rows < tile else rows // tile * tile
     if min(blocks.values()) < 1:
         return None
+    wider: dict[str, int] = {}
     if sizes.on_gpu and not setup.host:  # blocks that pass through are best small
         blocks = _filled(sizes, setup, stages, blocks)
+        wider = _wider(sizes, setup, stages, blocks)
     # rows that stay and contexts that are made ahead compete for what is left: try the smallest contexts first
     peaks = {
         pair: max(sum(_handed_over(sizes, setup, chain, blocks).values()) for chain in several)
@@ -243,12 +249,12 @@ def _fit(sizes: Sizes, setup: Setup, usable: int, rates: Rates, kept: int | None
     found = []
     for count in range(len(order) + 1):
         chosen = frozenset(order[:count])
-        made = _made(sizes, setup, stages, blocks, rates, kept or 0, chosen)
+        made = _made(sizes, setup, stages, blocks, rates, kept or 0, chosen, wider)
         if (
             row and kept is None and sizes.ensembles == 1
         ):  # samples are added on the host, where they are whole
             room = min((usable - made.peak_device_bytes) // row, sizes.residues)
-            made = _made(sizes, setup, stages, blocks, rates, room, chosen)
+            made = _made(sizes, setup, stages, blocks, rates, room, chosen, wider)
         found.append(made)
     return min(found, key=lambda made: made.seconds)
 
@@ -291,6 +297,23 @@ def _filled(
         rows = min(most, *(_affordable(sizes, setup, cost, peak) for cost in same))
         filled[stage] = max(blocks[stage], min(rows, max(cost.rows for cost in same)))
     return filled
+
+
+def _wider(sizes: Sizes, setup: Setup, stages: tuple[Cost, ...], blocks: Mapping[str, int]) -> dict[str, int]:
+    """Rows of the Evoformer's triangle multiplications where they can be more than elsewhere, at the same peak.
+
+    The extra MSA, which is large, is gone by then. Blocks are whole tiles, and about as large as one another.
+    """
+    called = [cost for cost in stages if cost.calls]
+    peak = max(sum(_parts(sizes, setup, cost, blocks[cost.stage]).values()) for cost in called)
+    tile = product_tile(sizes)
+    for cost in called:
+        if cost.stage == MULTIPLICATION and cost.stack == "Evoformer":
+            most = min(_affordable(sizes, setup, cost, peak), WIDEST * tile) // tile * tile
+            if most > blocks[cost.stage]:
+                count = -(-cost.rows // most)
+                return {cost.stage: min(-(-cost.rows // (count * tile)) * tile, most)}
+    return {}
 
 
 def _elements(sizes: Sizes, stage: str) -> int:
@@ -343,8 +366,10 @@ def _alive(sizes: Sizes, setup: Setup, names: tuple[str, ...], idle: bool, kept:
 def _parts(sizes: Sizes, setup: Setup, cost: Cost, block: int, kept: int = 0) -> dict[str, int]:
     """What is on the device at a stage's peak."""
     rows, source_rows = min(block, cost.rows), min(block, cost.source_rows)
+    if cost.direct and not setup.host:
+        source_rows = cost.source_rows
     streamed = any(name in setup.host for name, _ in cost.sources)
-    at_once = block >= cost.source_rows and not streamed  # then the context is what `prepare` made
+    at_once = source_rows >= cost.source_rows and not streamed  # then the context is what `prepare` made
     coming = _staging(sizes, setup, cost.source_rows, block, cost.sources)
     moments = (
         {"context": 0 if at_once else cost.context, "workspace": source_rows * cost.prepare, _STAGED: coming},
@@ -456,8 +481,14 @@ def _made(
     rates: Rates,
     kept: int,
     handovers: frozenset[tuple[str, str]],
+    wider: Mapping[str, int] | None = None,
 ) -> Plan:
-    peaks = [(_parts(sizes, setup, cost, blocks[cost.stage], kept), cost) for cost in stages if cost.calls]
+    wider = wider or {}
+
+    def block(cost: Cost) -> int:
+        return (wider if cost.stack == "Evoformer" and cost.stage in wider else blocks)[cost.stage]
+
+    peaks = [(_parts(sizes, setup, cost, block(cost), kept), cost) for cost in stages if cost.calls]
     peaks += [
         (_handed_over(sizes, setup, chain, blocks, kept), chain[-1])
         for pair, several in _handovers(setup, stages).items()
@@ -487,9 +518,9 @@ def _made(
         host_parts=host_parts,
         peaks=by_stage,
         seconds=sizes.ensembles
-        * sum(
-            _seconds(sizes, setup, cost, blocks[cost.stage], rates, kept, handovers, lent) for cost in stages
-        ),
+        * sum(_seconds(sizes, setup, cost, block(cost), rates, kept, handovers, lent) for cost in stages),
+        wider=wider,
+        direct=frozenset(cost.stage for cost in stages if cost.direct and not setup.host),
         kept=kept,
         handovers=handovers,
         context_bytes=_context_bytes(setup),

@@ -26,10 +26,12 @@ class Rows:
     Rows of an operand that lives elsewhere are brought to the device of x as they are needed.
 
     context_bytes: a larger context is made and used in parts, where the update allows it; None is all at once
+    direct: contexts are made of all rows at once, whatever `size` is: then they need not be put together
     """
 
     size: int | None = None
     context_bytes: int | None = field(default=None, kw_only=True)
+    direct: bool = field(default=False, kw_only=True)
 
     def zeros(self, slot: str, like: Tensor, *shape: int) -> Tensor:
         """A tensor for the large representation that `slot` names, where this object's rows live."""
@@ -69,6 +71,8 @@ class Rows:
     def gather(self, prepare: Callable[..., Tensor], *operands: Tensor, axis: int, out_axis: int) -> Tensor:
         """prepare(*rows) of every block, side by side along `out_axis`; `axis` is the operands' row axis."""
         total = operands[0].shape[axis]
+        if self.direct:
+            return prepare(*operands)
         whole, parts = None, []
         for start, size in self.blocks(total):
             part = prepare(*(x.narrow(axis, start, size) for x in operands))

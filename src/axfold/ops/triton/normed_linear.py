@@ -1,4 +1,7 @@
-"""LayerNorm and a projection in one kernel: the normalised representation is never written."""
+"""LayerNorm and a projection in one kernel: the normalised representation is never written.
+
+Or in two, a few rows at a time, so that the normalised rows are still in the cache when cuBLAS multiplies them.
+"""
 
 import torch
 import triton
@@ -9,6 +12,9 @@ from axfold.ops.normed_linear import normed_linear
 from axfold.ops.triton import float32, tiles
 from axfold.ops.triton.common import normalize, place, why_not
 from axfold.ops.triton.tiles import Tile
+
+PART_BYTES = 16 << 20
+"""Of normalised rows at once: with what is made of them, not more than caches of data centres' GPUs hold."""
 
 
 @triton.jit(do_not_specialize=["positions"])
@@ -51,10 +57,65 @@ def _kernel(
         tl.store(target + current[None, :], new.to(out.dtype.element_ty), inside)
 
 
+@triton.jit(do_not_specialize=["positions"])
+def _normalized(
+    x, norm_weight, norm_bias, out, positions, x_row, x_position, C: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out [rows, positions, C] = norm(x)."""
+    channel = tl.arange(0, C)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = (position < positions)[:, None]
+    far = position.to(tl.int64)[:, None]
+    y = tl.load(x + row * x_row + far * x_position + channel[None, :], exists, 0.0).to(tl.float32)
+    scale = tl.load(norm_weight + channel).to(tl.float32)
+    shift = tl.load(norm_bias + channel).to(tl.float32)
+    y = normalize(y, scale, shift, C, 1)
+    tl.store(out + (row * positions + far) * C + channel[None, :], y.to(out.dtype.element_ty), exists)
+
+
 def _why_not(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> str | None:
     return why_not(x, norm_weight, norm_bias, weight, bias, channels=x.shape[-1:])
+
+
+def _parts_why_not(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> str | None:
+    if x.dtype == torch.float32:
+        return "it has half precision alone"
+    return _why_not(x, norm_weight, norm_bias, weight, bias)
+
+
+@normed_linear.backend("parts", why_not=_parts_why_not)
+def normed_linear_parts(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    part_bytes: int = PART_BYTES,
+) -> Tensor:
+    """Rows of `part_bytes` are normalised, and multiplied from the cache; their place serves the next ones."""
+    rows, positions, c = x.shape
+    out = x.new_empty(rows, positions, len(weight))
+    if not out.numel():
+        return out
+    size = min(max(part_bytes // (positions * c * x.element_size()), 1), rows)
+    normed = x.new_empty(size, positions, c)
+    block = 4096 // c
+    layer = weight.t()
+    for start in range(0, rows, size):
+        some = min(size, rows - start)
+        _normalized[(some * triton.cdiv(positions, block),)](
+            x[start:], norm_weight, norm_bias, normed, positions, *x.stride()[:2], C=c, BLOCK=block, num_warps=4
+        )  # fmt: skip
+        source, target = normed[:some].flatten(0, 1), out[start : start + some].flatten(0, 1)
+        if bias is None:
+            torch.mm(source, layer, out=target)
+        else:
+            torch.addmm(bias, source, layer, out=target)
+    return out
 
 
 @normed_linear.backend("triton", why_not=_why_not)
@@ -72,7 +133,7 @@ def normed_linear_triton(
     rows, positions, c = x.shape
     width = len(weight)
     out = x.new_empty(rows, positions, width)
-    tile = tile or tiles.tile("normed_linear", x)
+    tile = tile or tiles.tile("normed_linear to few" if width <= 16 else "normed_linear", x)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         x,
         norm_weight,

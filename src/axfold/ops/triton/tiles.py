@@ -55,6 +55,8 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     },
     "transition": {
         "half": (
+            (100, 128, Tile(64, 64, 4, 3)),
+            (90, 64, Tile(128, 64, 4, 2)),
             (90, 128, Tile(64, 64, 4, 3)),
             (100, 256, Tile(64, 64, 8, 2)),
             (90, 256, Tile(128, 32, 8, 3)),
@@ -75,8 +77,10 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
     },
     "linear_residual": {
         "half": (
+            (90, 64, Tile(64, 64, 4, 1)),
             (90, 128, Tile(64, 128, 4, 2, resident=2)),
-            (90, 256, Tile(128, 64, 8, 2)),
+            (100, 256, Tile(128, 64, 8, 2)),
+            (90, 256, Tile(64, 256, 8, 1, resident=1)),
             (0, 256, Tile(64, 32, 4, 2)),
         ),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
@@ -90,7 +94,15 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         ),
     },
     "normed_linear": {
-        "half": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
+        "half": (
+            (90, 64, Tile(64, 64, 4, 3)),
+            (90, 256, Tile(128, 64, 8, 3)),
+            (0, 256, Tile(64, 32, 4, 2)),
+        ),
+        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
+    },
+    "normed_linear to few": {  # at most 16 channels
+        "half": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2))),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "invariant_point_attention": {
