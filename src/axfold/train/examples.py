@@ -220,7 +220,7 @@ def random_templates(chain: Chain, data: Data) -> steps.Step:
     def step(features: Features, rng: np.random.Generator) -> Features:
         found = len(chain.templates)
         taken = rng.permutation(found)[: min(int(rng.integers(found + 1)), data.templates)]
-        return {**features, **_template_features(chain, taken, data)}
+        return {**features, **_template_features(chain, taken.tolist(), data)}
 
     return step
 
