@@ -14,7 +14,8 @@ from chains import a3m_text, pdb_text
 from typer.testing import CliRunner
 
 from axfold import cli, residues
-from axfold.data.formats import a3m, mmcif, pdb
+from axfold.data import templates
+from axfold.data.formats import a3m, hhr, mmcif, pdb
 from axfold.errors import InputError
 from axfold.train import openproteinset
 from axfold.train.prepare import Options, prepare
@@ -410,6 +411,27 @@ def test_open_protein_set_is_read_as_it_is(folder, nested):
     assert "".join(residues.RESTYPES_WITH_X[i] for i in store[0].msa[1]) == SEQUENCE.replace("A", "G")
 
 
+def test_templates_are_the_hits_that_were_released_before(folder):
+    query = json.loads((FORMATS.parent / "cases/data_templates/result.json").read_text())["query"]
+    write("index.csv", "id,file,released\nq,pdbs/q.pdb,2015-01-01\nearly,pdbs/q.pdb,2000-01-01\n")
+    write("pdbs/q.pdb", pdb_text(query))
+    hits = FORMATS / "cases/data_parsers/input/pdb70_hits.hhr"
+    for name in ("q", "early"):
+        write(f"msas/{name}/uniref90_hits.a3m", a3m_text(query))
+        write(f"msas/{name}/pdb70_hits.hhr", hits.read_text())
+    structures = FORMATS / "cases/data_mmcif/input"
+    store = made("index.csv", msas=(Path("msas"),), template_mmcifs=structures)
+    found, early = store[0].templates, store[1].templates
+    wanted, _ = templates.from_hits(query, hhr.parse(hits.read_text(), ""), structures)
+    assert len(found) == 1
+    assert not early
+    np.testing.assert_array_equal(found[0].aatype, wanted.aatype[0])
+    np.testing.assert_array_equal(found[0].mask, wanted.masks[0])
+    there = found[0].mask > 0
+    shift = wanted.positions[0][there][0]
+    np.testing.assert_allclose(found[0].positions[there], wanted.positions[0][there] - shift, atol=0.0101)
+
+
 def test_a_database_of_openfold(folder):
     open_protein_set(False)
     files, content = [], b"...."
@@ -456,7 +478,7 @@ def test_the_command(folder):
 
 def test_real_data(tmp_path):
     """Chains beside the checkout, of both kinds."""
-    data = Path(os.environ.get("AXFOLD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    data = Path(os.environ.get("AXFOLD_DATA", Path(__file__).parents[3] / "shared" / "data"))
     if not data.is_dir():
         pytest.skip(f"real structures are not in {data}; AXFOLD_DATA names another folder")
     lines = (data / "structures" / "index.csv").read_text().splitlines()

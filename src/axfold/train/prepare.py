@@ -27,24 +27,15 @@ import numpy as np
 from axfold import residues
 from axfold.config import Sampling
 from axfold.data import alignments, files, steps, templates
-from axfold.data.formats import hhr, mmcif, pdb
-from axfold.data.formats.components import ONE_LETTER
+from axfold.data.formats import hhr
 from axfold.data.query import Alignment, Query
 from axfold.errors import InputError
-from axfold.output.files import write_text
-from axfold.train import openproteinset, sampling
+from axfold.output.files import make_folder, write_text
+from axfold.train import openproteinset, sampling, structures
 from axfold.train.openproteinset import Place
 from axfold.train.store import EXPERIMENTAL, Chain, Store, Writer, writing
+from axfold.train.structures import Refused
 
-_STRUCTURES = (".cif", ".mmcif", ".pdb", ".ent")
-_PROFILE_LETTERS = "ACDEFGHIKLMNPQRSTVWY"  # of an npz of backbones
-_N, _CA, _C, _O, _CB, _CD, _NH1, _NH2 = (
-    residues.ATOM_INDEX[name] for name in ("N", "CA", "C", "O", "CB", "CD", "NH1", "NH2")
-)
-_UNKNOWN = residues.RESTYPE_INDEX["X"]
-_KNOWN_ATOMS = residues.ATOM37_MASK.copy()
-_KNOWN_ATOMS[_UNKNOWN, [_N, _CA, _C, _O, _CB]] = 1  # nothing more is certain of a residue without a type
-_BOND = 2.5  # Å from C to N, beyond which neighbours aren't bonded
 _BEFORE = timedelta(days=60)  # a template was released that long before the chain; AlphaFold's data pipeline
 _SEARCHED_TEMPLATES = 20  # kept of a search, of which training draws; supplement 1.2.3
 
@@ -121,14 +112,6 @@ class Summary:
         return "\n".join(lines)
 
 
-class _Refused(Exception):
-    """Says why a chain can't be in a store: a kind, and a sentence."""
-
-    def __init__(self, kind: str, text: str):
-        super().__init__(kind, text)
-        self.kind, self.text = kind, text
-
-
 class _Task(NamedTuple):
     """A file to read: all its chains, or those that `wanted` names with what a table says of them."""
 
@@ -160,7 +143,7 @@ def prepare(options: Options, progress: Callable[[int, int], None] = lambda done
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out} is there already. Name another folder, or add --overwrite.")
     with ExitStack() as stack:
-        unpacked = _Unpacked(stack)
+        unpacked = _Unpacked(stack, options.out.parent)
         places = _places(unpacked(root) for root in options.msas)
         context = _Context(
             options,
@@ -247,17 +230,20 @@ def _places(roots: Iterable[Path]) -> dict[str, tuple[Place, ...]]:
 
 
 class _Unpacked:
-    """Folders for tar files, which are removed with the stack; other paths as they are."""
+    """Folders for tar files, made in `place` and removed with the stack; other paths as they are."""
 
-    def __init__(self, stack: ExitStack):
+    def __init__(self, stack: ExitStack, place: Path):
         self._stack = stack
+        self._place = place
 
     def __call__(self, path: Path) -> Path:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder.")
         if not re.search(r"\.(tar(\.\w+)?|tgz|txz)$", path.name):
             return path
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="axfold-")))
+        make_folder(self._place)
+        temporary = tempfile.TemporaryDirectory(prefix=".unpacked-", dir=self._place)
+        folder = Path(self._stack.enter_context(temporary))
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
@@ -274,7 +260,9 @@ def _tasks(options: Options, unpacked: Callable[[Path], Path]) -> tuple[list[_Ta
     if not tables:
         if not found:
             raise InputError(
-                "There are no structures; they would be files " + ", ".join(_STRUCTURES) + ", .gz too."
+                "There are no structures; they would be files "
+                + ", ".join(structures.SUFFIXES)
+                + ", .gz too."
             )
         return [_Task(file, ()) for file in found], []
     wanted: dict[Path, list[dict[str, str]]] = {}
@@ -303,7 +291,7 @@ def _structure_files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if files.is_folder(path):
             yield from _structure_files(files.visible(path))
-        elif files.suffix(path) in _STRUCTURES:
+        elif files.suffix(path) in structures.SUFFIXES:
             yield path
 
 
@@ -332,7 +320,7 @@ def _begin(context: _Context) -> None:
     global _context
     _context = context
     _rows.cache_clear()
-    _backbones.cache_clear()
+    structures.backbones.cache_clear()
 
 
 def _read(task: _Task) -> list[_Read]:
@@ -340,9 +328,10 @@ def _read(task: _Task) -> list[_Read]:
     try:
         if task.file.suffix == ".npz":
             return [
-                _finished(row["id"], task.file, partial(_from_npz, task.file, row)) for row in task.wanted
+                _finished(row["id"], task.file, partial(structures.backbone, task.file, row))
+                for row in task.wanted
             ]
-        structure = _structure(task.file)
+        structure = structures.read(task.file)
     except InputError as error:
         names = [row["id"] for row in task.wanted] or [files.stem(task.file)]
         return [
@@ -350,42 +339,20 @@ def _read(task: _Task) -> list[_Read]:
             for name in names
         ]
     wanted = task.wanted or tuple(
-        {"id": _name(structure, chain), "chain": chain} for chain in structure.chains
+        {"id": structures.name_of(structure, chain), "chain": chain} for chain in structure.chains
     )
-    return [_finished(row["id"], task.file, partial(_from_structure, structure, row)) for row in wanted]
+    return [_finished(row["id"], task.file, partial(structures.chain_of, structure, row)) for row in wanted]
 
 
-class _Found(NamedTuple):
-    """A chain as its file has it."""
-
-    aatype: np.ndarray
-    residue_index: np.ndarray
-    positions: np.ndarray
-    mask: np.ndarray
-    remarks: tuple[str, ...] = ()
-    profile: np.ndarray | None = None
-    backbone_only: bool = False
-    released: str = ""
-    resolution: float = 0.0
-    entry: str = ""
-    row: Mapping[str, str] = {}  # of the table
-
-
-@dataclass(frozen=True)
-class _Structure:
-    """A file's chains, read when they are asked for."""
-
-    file: Path
-    entry: str
-    chains: Mapping[str, Callable[[], _Found]]
-
-
-def _finished(name: str, file: Path, read: Callable[[], _Found]) -> _Read:
+def _finished(name: str, file: Path, read: Callable[[], structures.Found]) -> _Read:
     """The chain that `read` gives, checked and with its alignment."""
     options = _context.options
     try:
         found = read()
         row = found.row
+        kind = row.get("set") or options.set
+        if kind != EXPERIMENTAL:
+            found = structures.confident(found, options.min_plddt)
         _check(name, found, options)
         chain = Chain(
             name=name,
@@ -396,7 +363,7 @@ def _finished(name: str, file: Path, read: Callable[[], _Found]) -> _Read:
             msa=np.empty((0, len(found.aatype)), np.uint8),
             deletions=np.empty((0, len(found.aatype)), np.uint8),
             profile=found.profile,
-            set=row.get("set") or options.set,
+            set=kind,
             split=row.get("split") or options.split,
             cluster=row.get("cluster") or (_context.clusters.get(name) or ("",))[0],
             entry=row.get("pdb") or found.entry,
@@ -413,227 +380,36 @@ def _finished(name: str, file: Path, read: Callable[[], _Found]) -> _Read:
             chain = replace(chain, msa=msa, deletions=deletions, profile=None)
             if options.template_mmcifs is not None and isinstance(place, Path):
                 chain = replace(chain, templates=_templates(chain, place, options.template_mmcifs))
-    except _Refused as refused:
+    except Refused as refused:
         return _Read(name, None, "", (Told(name, str(file), False, refused.kind, refused.text),))
     remarks = tuple(Told(name, str(file), True, "", text) for text in found.remarks)
     return _Read(name, chain, key, remarks)
 
 
-def _check(name: str, found: _Found, options: Options) -> None:
-    """Raise _Refused for a chain that nothing can be learned from."""
-    seen = int(found.mask[:, [_N, _CA, _C]].all(axis=1).sum())
+def _check(name: str, found: structures.Found, options: Options) -> None:
+    """Raise Refused for a chain that nothing can be learned from."""
+    seen = int(structures.with_backbone(found.mask).sum())
     n = len(found.aatype)
     if not found.mask.any():
-        raise _Refused("no coordinates", f"{name} has no coordinates.")
+        raise Refused("no coordinates", f"{name} has no coordinates.")
     if not np.isfinite(found.positions).all():
-        raise _Refused("wrong coordinates", f"{name} has coordinates that are not finite.")
+        raise Refused("wrong coordinates", f"{name} has coordinates that are not finite.")
     if seen < options.min_length:
-        raise _Refused(
+        raise Refused(
             "too short",
             f"{name} has {seen} residues with a backbone, and --min-length asks for {options.min_length}.",
         )
     if options.max_length is not None and n > options.max_length:
-        raise _Refused("too long", f"{name} has {n} residues, and --max-length allows {options.max_length}.")
+        raise Refused("too long", f"{name} has {n} residues, and --max-length allows {options.max_length}.")
 
 
 def _number(text: str, name: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise _Refused(
+        raise Refused(
             "wrong table", f"{name} has the resolution {text!r} in its table, which is no number."
         ) from None
-
-
-# Structures
-
-
-def _structure(file: Path) -> _Structure:
-    text = files.read_text(file)
-    if files.suffix(file) in (".cif", ".mmcif"):
-        return _mmcif(file, mmcif.parse(text, str(file)))
-    resolution = re.search(r"^REMARK   2 RESOLUTION\. +(\d+\.\d+) +ANG", text, re.MULTILINE)
-    return _pdb(file, pdb.parse(text, str(file)), float(resolution[1]) if resolution else 0.0)
-
-
-def _name(structure: _Structure, chain: str) -> str:
-    """As PDB code and chain; a file of one chain that is not called as a PDB code is called as the chain."""
-    if len(structure.chains) == 1 and not re.fullmatch(r"\d\w{3}", structure.entry):
-        return files.stem(structure.file)
-    return f"{structure.entry}_{chain}"
-
-
-def _from_structure(structure: _Structure, row: Mapping[str, str]) -> _Found:
-    """The chain that a row names, or the only one."""
-    chain = row.get("chain", "")
-    if chain not in structure.chains and len(structure.chains) != 1:
-        known = ", ".join(structure.chains)
-        raise _Refused(
-            "no such chain", f"{structure.file}: there is no chain {chain!r}; the chains are {known}."
-        )
-    read = structure.chains.get(chain) or next(iter(structure.chains.values()))
-    return read()._replace(row=row)
-
-
-def _mmcif(file: Path, structure: mmcif.MmcifStructure) -> _Structure:
-    def read(chain: str) -> _Found:
-        sequence = structure.chain_to_seqres[chain]
-        aatype = np.array([residues.RESTYPE_INDEX.get(letter, _UNKNOWN) for letter in sequence])
-        positions, mask = mmcif.atom_positions(structure, chain)
-        found = structure.seqres_to_structure[chain]
-        plddt = np.array([np.mean([a.b_factor for a in r.atoms]) if r.atoms else 0 for r in found])
-        return _cleaned(
-            _Found(
-                aatype,
-                np.arange(len(sequence)),
-                positions,
-                mask,
-                _remarks(aatype, structure.more_models),
-                released=structure.header.release_date or "",
-                resolution=structure.header.resolution,
-                entry=structure.file_id,
-            ),
-            plddt,
-        )
-
-    names = structure.chain_to_seqres
-    return _Structure(file, structure.file_id, {name: partial(read, name) for name in names})
-
-
-def _pdb(file: Path, structure: pdb.PdbStructure, resolution: float) -> _Structure:
-    entry = files.stem(file).lower()
-    letters = np.array([ONE_LETTER.get(name, "") for name in structure.names])
-    backbone = structure.mask[:, [_N, _CA, _C]].all(axis=1)
-    protein = backbone | ((letters != "") & (structure.mask[:, _CA] > 0))
-
-    def read(rows: np.ndarray) -> _Found:
-        aatype = np.array([residues.RESTYPE_INDEX.get(x, _UNKNOWN) if x else _UNKNOWN for x in letters[rows]])
-        codes = [structure.insertion_codes[row] for row in rows]
-        positions, mask = structure.positions[rows], structure.mask[rows]
-        inserted = sum(code != " " for code in codes)
-        return _cleaned(
-            _Found(
-                aatype,
-                residue_index(structure.residue_index[rows], codes, positions, mask),
-                positions,
-                mask,
-                (
-                    *_remarks(aatype, structure.more_models),
-                    *(
-                        [f"Residues with insertion codes, which are counted on: {inserted}."]
-                        if inserted
-                        else ()
-                    ),
-                ),
-                resolution=resolution,
-                entry=entry,
-            ),
-            np.array([structure.b_factors[row, _CA] for row in rows]),
-        )
-
-    chains = {}
-    for index, name in enumerate(structure.chain_ids):
-        rows = np.flatnonzero(protein & (structure.chain_index == index))
-        if len(rows):
-            chains[name] = partial(read, rows)
-    if not chains:
-        raise InputError(f"{file}: the structure holds no protein chain.")
-    return _Structure(file, entry, chains)
-
-
-def _remarks(aatype: np.ndarray, more_models: bool) -> tuple[str, ...]:
-    unknown = int((aatype == _UNKNOWN).sum())
-    return (
-        *([f"Residues of unknown type, which have a backbone alone: {unknown}."] if unknown else ()),
-        *(["The file has several models, of which the first is taken."] if more_models else ()),
-    )
-
-
-def _cleaned(found: _Found, plddt: np.ndarray) -> _Found:
-    """Atoms that the residue types have; of predictions, where they were confident."""
-    positions, mask = found.positions.copy(), found.mask * _KNOWN_ATOMS[found.aatype]
-    if _context.options.set != EXPERIMENTAL:
-        scale = 100.0 if plddt.max(initial=0) <= 1 else 1.0
-        mask = mask * (plddt * scale >= _context.options.min_plddt)[:, None]
-    # NH1 is the nearer one to CD; where it isn't, names were exchanged
-    arginine = mask[:, [_CD, _NH1, _NH2]].all(axis=1)
-    one, other = (np.linalg.norm(positions[:, x] - positions[:, _CD], axis=-1) for x in (_NH1, _NH2))
-    wrong = np.flatnonzero(arginine & (one > other))
-    positions[wrong[:, None], [_NH1, _NH2]] = positions[wrong[:, None], [_NH2, _NH1]]
-    positions[mask == 0] = 0
-    missing = int((_KNOWN_ATOMS[found.aatype] * mask[:, _CA, None] > mask).any(axis=1).sum())
-    remarks = found.remarks
-    if missing:
-        remarks = (*remarks, f"Residues that lack atoms, which are masked: {missing}.")
-    return found._replace(positions=positions, mask=mask, remarks=remarks)
-
-
-def residue_index(
-    numbers: np.ndarray, codes: Iterable[str], positions: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
-    """(N,) from 0, one more for each residue that is bonded to the one before, and a gap where it isn't.
-
-    numbers, codes: the authors', in the order of the chain; positions: (N, 37, 3) Å; mask: (N, 37)
-    A gap is as wide as the numbers say, and at least one residue. Where the atoms say that there is none, numbers
-    that jump, stand still (insertion codes) or go back don't matter.
-    """
-    steps_ = np.diff(numbers)
-    known = (mask[:-1, _C] > 0) & (mask[1:, _N] > 0)
-    bonded = np.linalg.norm(positions[1:, _N] - positions[:-1, _C], axis=-1) < _BOND
-    same = (np.array(list(codes))[1:] != " ") | (steps_ < 1)
-    guessed = np.where(same, 1, steps_)
-    steps_ = np.where(known, np.where(bonded, 1, np.maximum(guessed, 2)), guessed)
-    return np.concatenate([[0], np.cumsum(steps_)])
-
-
-@lru_cache(maxsize=2)
-def _backbones(file: Path) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Chain -> its number, and the arrays, of an npz of backbones."""
-    needed = {"ids", "offsets", "seq", "coords_centiA"}
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files if name in needed | {"profile_u8"}}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{file}: the npz file can't be read ({error}).") from error
-    if missing := sorted(needed - set(arrays)):
-        raise InputError(
-            f"{file}: an npz of backbones has {', '.join(sorted(needed))}, and this lacks {missing[0]}."
-        )
-    if len(arrays["coords_centiA"]) != arrays["offsets"][-1] or len(arrays["seq"]) != arrays["offsets"][-1]:
-        raise InputError(f"{file}: the arrays are not of one length; the file is damaged.")
-    return {str(name): number for number, name in enumerate(arrays["ids"])}, arrays
-
-
-def _from_npz(file: Path, row: Mapping[str, str]) -> _Found:
-    try:
-        numbers, arrays = _backbones(file)
-    except InputError as error:
-        raise _Refused("structure can't be read", str(error)) from error
-    if row["id"] not in numbers:
-        raise _Refused("no such chain", f"{file}: there is no chain {row['id']!r}.")
-    number = numbers[row["id"]]
-    part = slice(int(arrays["offsets"][number]), int(arrays["offsets"][number + 1]))
-    letters = arrays["seq"][part].astype(np.uint8).tobytes().decode("ascii", "replace")
-    aatype = np.array([residues.RESTYPE_INDEX.get(letter, _UNKNOWN) for letter in letters])
-    positions = np.zeros((len(aatype), 37, 3), np.float32)
-    mask = np.zeros((len(aatype), 37), np.float32)
-    positions[:, [_N, _CA, _C, _O]] = arrays["coords_centiA"][part] / np.float32(100)
-    mask[:, [_N, _CA, _C, _O]] = 1
-    profile = None
-    if "profile_u8" in arrays:
-        profile = arrays["profile_u8"][part][:, [_PROFILE_LETTERS.index(x) for x in residues.RESTYPES]]
-        profile = np.where(profile.any(axis=1, keepdims=True), profile, np.uint8(1))
-    numbered = residue_index(np.arange(len(aatype)), [" "] * len(aatype), positions, mask)
-    return _Found(
-        aatype,
-        numbered,
-        positions,
-        mask,
-        _remarks(aatype, False),
-        profile=profile,
-        backbone_only=True,
-        row=row,
-    )
 
 
 # Alignments
@@ -642,15 +418,15 @@ def _from_npz(file: Path, row: Mapping[str, str]) -> _Found:
 def _alignment(
     name: str, aatype: np.ndarray, places: tuple[Place, ...]
 ) -> tuple[Place, np.ndarray, np.ndarray]:
-    """The first of the `places` with an alignment of the chain, its rows (S, N) and deletions. Raises _Refused."""
-    refused = _Refused("", "")
+    """The first of the `places` with an alignment of the chain, its rows (S, N) and deletions. Raises Refused."""
+    refused = Refused("", "")
     for place in places:
         try:
             msa, deletions = _rows(place, _context.options.max_rows)
             _check_alignment(name, aatype, msa[0], place)
         except InputError as error:
-            refused = _Refused("alignment can't be read", str(error))
-        except _Refused as error:
+            refused = Refused("alignment can't be read", str(error))
+        except Refused as error:
             refused = error
         else:
             return place, msa, deletions
@@ -684,20 +460,20 @@ def _parts(parts: Iterable[openproteinset.Part]) -> list[Alignment]:
 
 
 def _check_alignment(name: str, aatype: np.ndarray, first: np.ndarray, place: Place) -> None:
-    """Raise _Refused unless the first row is the chain; a residue of unknown type is any."""
+    """Raise Refused unless the first row is the chain; a residue of unknown type is any."""
     where = place if isinstance(place, Path) else place[0].database
     kind = "alignment of another sequence"
     if len(first) != len(aatype):
-        raise _Refused(
+        raise Refused(
             kind,
             f"{where}: the first sequence has {len(first)} residues and {name} {len(aatype)}; align to the "
             "chain's own sequence.",
         )
-    known = (first < _UNKNOWN) & (aatype < _UNKNOWN)
+    known = (first < structures.UNKNOWN) & (aatype < structures.UNKNOWN)
     wrong = np.flatnonzero(known & (first != aatype))
     if len(wrong):
         letters = residues.RESTYPES_WITH_X
-        raise _Refused(
+        raise Refused(
             kind,
             f"{where}: the first sequence differs from {name} in {len(wrong)} residues, first in residue "
             f"{wrong[0] + 1} ({letters[first[wrong[0]]]} and {letters[aatype[wrong[0]]]}); align to the chain's "
@@ -712,7 +488,7 @@ def _templates(chain: Chain, place: Path, folder: Path) -> tuple[templates.Templ
         try:
             hits = hhr.parse(files.read_text(path), str(path))
         except InputError as error:
-            raise _Refused("templates can't be read", str(error)) from error
+            raise Refused("templates can't be read", str(error)) from error
         others = [hit for hit in hits if not hit.name.lower().startswith(f"{chain.entry.lower()}_")]
         latest = date.fromisoformat(chain.released) - _BEFORE if chain.released else None
         stacked, _ = templates.from_hits(
