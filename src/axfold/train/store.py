@@ -53,7 +53,7 @@ _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> type and the shap
 _BITS = np.left_shift(np.uint64(1), np.arange(37, dtype=np.uint64))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a store may have hundreds of thousands
 class Row:
     """A chain in `chains.csv`. `first_*` are places in the arrays, counted in items."""
 
