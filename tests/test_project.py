@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "memory": ("config", "errors"),
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),
-    "train": ("config", "residues", "stereochemistry", "model"),
+    "train": ("config", "data", "errors", "model", "output.files", "residues", "stereochemistry"),
     "data": ("config", "errors", "residues"),
     "weights": ("cache", "config", "errors"),
     "output": ("config", "errors", "residues", "data.query"),
