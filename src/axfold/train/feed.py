@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from math import prod
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import torch
@@ -42,17 +45,11 @@ def places(step: int, batch: int, at_once: int, rank: int, ranks: int) -> list[l
     return [list(range(start, start + at_once)) for start in starts]
 
 
-class _Order:
-    """The micro-batches of all steps from `step` on; without an end."""
-
-    def __init__(self, step: int, batch: int, at_once: int, rank: int, ranks: int):
-        self.step, self.rest = step, (batch, at_once, rank, ranks)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.step
-        while True:
-            yield from places(step, *self.rest)
-            step += 1
+def order(step: int, batch: int, at_once: int, rank: int = 0, ranks: int = 1) -> Iterator[list[int]]:
+    """The micro-batches of all steps from `step` on, as `places` has them; without an end."""
+    while True:
+        yield from places(step, batch, at_once, rank, ranks)
+        step += 1
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,14 @@ def unpack(packed: Packed) -> Any:
     return take(packed.plan)
 
 
+@cache
+def _forks() -> BaseContext:
+    """Workers are forked from a process that has neither threads nor a device, and what they need loaded."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["axfold.train.examples"])
+    return context
+
+
 class _Stacked:
     """What a worker makes of the samples of a micro-batch."""
 
@@ -143,7 +148,7 @@ class _Stacked:
 
 
 class Feed(Iterator[Any]):
-    """Micro-batches on the device, in the order of their steps, from `step` on.
+    """Micro-batches on the device, in a given order.
 
     waited: seconds for which whoever asked had to wait, since it was last set to 0
     """
@@ -151,28 +156,24 @@ class Feed(Iterator[Any]):
     def __init__(
         self,
         examples: Dataset[Any],
+        order: Iterable[list[int]],
         stack: Callable[[Sequence[Any]], Any],
         device: torch.device,
         *,
-        step: int,
-        batch: int,
-        at_once: int,
-        rank: int = 0,
-        ranks: int = 1,
         workers: int = 0,
     ):
-        """stack(examples): the same with a leading batch axis."""
+        """order: the samples of each; stack(examples): what is made of them, usually the same with a batch axis."""
         self.waited = 0.0
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # the workers begin here, before there are threads that a fork would leave behind
         self._loader = iter(
             DataLoader(
                 examples,
-                batch_sampler=_Order(step, batch, at_once, rank, ranks),  # type: ignore[arg-type]  # has no end
+                batch_sampler=order,  # type: ignore[arg-type]  # it may have no end
                 collate_fn=_Stacked(stack),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
+                multiprocessing_context=_forks() if workers else None,
             )
         )
         self._ahead = Ahead(lambda: map(self._bring, self._loader), _DEPTH)
@@ -186,6 +187,12 @@ class Feed(Iterator[Any]):
             stream.wait_event(arrived)
             packed.buffer.record_stream(stream)
         return unpack(packed)
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Nothing more is wanted."""

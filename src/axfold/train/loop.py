@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,11 @@ from axfold.train.ranks import Ranks
 
 
 class DivergedError(AxfoldError):
-    """A number that is not finite ended the training."""
+    """A number that is not finite ended the training, in `step`."""
+
+    def __init__(self, step: int, what: str = "a number is not finite"):
+        super().__init__(f"Step {step}: {what}.")
+        self.step = step
 
 
 def gradients(
@@ -107,11 +111,11 @@ class Trainer:
         share = self.training.batch, self.training.at_once, self.ranks.rank, self.ranks.size
         return places(self.steps, *share)
 
-    def step(self, examples: Iterator[Any], extra: Sequence[float] = (0.0, 0.0)) -> None:
+    def step(self, examples: Iterator[Any], told: Mapping[str, float] | None = None) -> None:
         """One step on the next micro-batches of `examples`, which are those of `micro_batches`.
 
         Nothing waits for the device: what came of it is told by `records`.
-        extra: seconds for which data was waited for since the last step, and whether to stop (0 or 1)
+        told: numbers of this process, whose means over all of them go into the record
         """
         self._gradient.zero_()
         rows, micro_batches = [], self.micro_batches()
@@ -129,8 +133,10 @@ class Trainer:
         values = torch.stack(rows).mean(0)
         # a sum that is not finite has a term that isn't: asked of every process before the numbers are added up
         failed = (~torch.stack([row.isfinite().all() for row in rows])).sum().to(values)
-        told = values.new_tensor(extra)
-        sums = self.ranks.sum(torch.cat([values, told, failed.unsqueeze(0)])) / self.ranks.size
+        told = told or {}
+        self._names += tuple(told)
+        sums = torch.cat([values, values.new_tensor(list(told.values())), failed.unsqueeze(0)])
+        sums = self.ranks.sum(sums) / self.ranks.size
         self.ranks.sum(self._gradient)
         self.optimizer.step(self._gradient, sums[-1])
         self._tell(sums)
@@ -158,15 +164,13 @@ class Trainer:
             step, values, arrived = self._pending.pop(0)
             if arrived is not None:
                 arrived.synchronize()
-            *numbers, waited, stop, failed = values.tolist()
+            *numbers, failed = values.tolist()
             if failed:
-                raise DivergedError(f"step {step}: a number is not finite")
+                raise DivergedError(step)
             samples = step * self.training.batch
             named = dict(zip(self._names, numbers, strict=True))
             rate = learning_rate(samples, self.training)
-            yield Record(
-                step, {"samples": samples, "learning_rate": rate} | named | {"waited": waited, "stop": stop}
-            )
+            yield Record(step, {"samples": float(samples), "learning_rate": rate} | named)
 
     def diagnose(self, step: int, example_at: Callable[[list[int]], Any]) -> str:
         """What was the first not to be finite in a step (from 1), in words.

@@ -69,6 +69,11 @@ class Masters:
             p.data = own[at].view(shape)
             p.grad = gradient[at].view(shape)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers in all of them."""
+        return sum(shape.numel() for _, shape in self.places.values())
+
     def view(self, flat: Tensor, name: str) -> Tensor:
         """The part of a tensor laid out as `values` that belongs to a parameter."""
         start, shape = self.places[name]

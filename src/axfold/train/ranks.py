@@ -34,6 +34,13 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def texts(self, text: str) -> list[str]:
+        """The texts of all processes."""
+        found: list[str] = [text] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, text)
+        return found
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
