@@ -27,6 +27,8 @@ weights = typer.Typer(
     help="The released parameters: where they are, and how they come here.", no_args_is_help=True
 )
 app.add_typer(weights, name="weights")
+train = typer.Typer(help="Training: data, runs, and what comes of them.", no_args_is_help=True)
+app.add_typer(train, name="train")
 
 P = ParamSpec("P")
 
@@ -343,6 +345,81 @@ def convert(
 
     done = run(find(model, source), model, out)
     typer.echo(f"{done.path}: {done.model}, {done.parameters} parameters of {done.values:,} numbers")
+
+
+@train.command("prepare")
+@_command
+def train_prepare(
+    structures: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STRUCTURES",
+            help="mmCIF and PDB files, folders and tar files of them, and tables (.csv) of which to take.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, the store.")],
+    msas: Annotated[
+        list[Path] | None,
+        typer.Option("--msas", help="Folder or tar file of NAME.a3m or of folders of a search; repeatable."),
+    ] = None,
+    duplicates: Annotated[
+        Path | None,
+        typer.Option("--duplicates", help="File whose lines name chains of one sequence and alignment."),
+    ] = None,
+    clusters: Annotated[
+        Path | None, typer.Option("--clusters", help="File whose lines name chains of similar sequences.")
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option("--set", help="experimental, or any name for predictions (self-distillation)."),
+    ] = "experimental",
+    split: Annotated[
+        str, typer.Option("--split", help="Of chains for which no table says another.")
+    ] = "train",
+    template_mmcifs: Annotated[
+        Path | None,
+        typer.Option("--template-mmcifs", help="Folder with the mmCIF files of the hits in searches' hhr."),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="First rows to keep of each alignment.", min=1)
+    ] = None,
+    min_length: Annotated[int, typer.Option("--min-length", help="Residues with a backbone.", min=1)] = 16,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Residues.", min=1)] = None,
+    min_plddt: Annotated[
+        float, typer.Option("--min-plddt", help="Mask residues of predictions below this.")
+    ] = 50.0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. Default: one for each core.", min=0)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+) -> None:
+    """Make a training store of structures and their alignments; say what is left out, and why."""
+    from axfold import console
+    from axfold.train import prepare
+
+    request = prepare.Options(
+        structures=tuple(structures),
+        out=out,
+        msas=tuple(msas or ()),
+        duplicates=duplicates,
+        clusters=clusters,
+        set=kind,
+        split=split,
+        max_rows=max_rows,
+        min_length=min_length,
+        max_length=max_length,
+        template_mmcifs=template_mmcifs,
+        min_plddt=min_plddt,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    with console.display() as display:
+        display.begin(out.name)
+        summary = prepare.prepare(
+            request, lambda done, total: display.progress(done / total, f"{done:,} of {total:,} files")
+        )
+        display.end()
+    typer.echo(summary.text())
 
 
 @app.command()

@@ -121,6 +121,22 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which chains are trained on and what is drawn of them: supplement 1.2.4 to 1.2.8, 1.3, 1.11.5."""
+
+    coarsest_resolution: float = 9.0  # Å, structures of this one and beyond are left out; 1.2.5
+    commonest_share: float = 0.8  # and sequences with more of one residue type
+    shortest: int = 256  # residues; chains weigh by their length between these two
+    longest: int = 512
+    distillation: float = 0.75  # share of examples from sets of predictions, where there are any; 1.3
+    distillation_rows: int = 1000  # of an alignment, drawn at random for predictions; 1.3
+    deleted_blocks: int = 5  # of rows of an alignment; Algorithm 1
+    deleted_share: float = 0.3  # of its rows, in each block
+    unclamped: float = 0.1  # share of examples whose backbone FAPE is not clamped; 1.11.5
+    profile_rows: int = 64  # drawn for a chain that has a profile in place of an alignment; axfold's own
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """Weights and limits of the training loss: supplement 1.9, equation 7. Defaults are those of initial training."""
 
