@@ -123,7 +123,12 @@ def run(wanted: Options, display: console.Plain) -> Path:
             files.make_folder(wanted.out)
         ranks.wait()
         configuration = checkpoint.configuration(
-            model, training, precision=precision, seed=wanted.seed, data=identity(wanted.store)
+            model,
+            training,
+            sampling=asdict(examples.sampling),
+            precision=precision,
+            seed=wanted.seed,
+            data=identity(wanted.store),
         )
         trainer = _trainer(wanted, model, training, precision, ranks)
         resumed = _resume(wanted.out, trainer, configuration, display if ranks.first else None)
@@ -484,7 +489,7 @@ def evaluate(
     out: Path | None,
     device: str,
     precision: str,
-    workers_: int | None,
+    processes: int | None,
     chains: int | None,
     display: console.Plain,
 ) -> str:
@@ -517,7 +522,7 @@ def evaluate(
         def report(share: float) -> None:
             display.progress(share, f"{share:.0%} of the chains")
 
-        scores = held.scores(scored, ranks, workers(workers_, ranks), report)
+        scores = held.scores(scored, ranks, workers(processes, ranks), report)
         display.end()
         classes = validate.by_class(scores)
         if out is not None and ranks.first:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from axfold import metrics
 from axfold.model.alphafold import AlphaFold
-from axfold.model.atoms import CA, CB, N, C, O
+from axfold.model.atoms import CA
 from axfold.network import passes
 from axfold.train.feed import Feed
 from axfold.train.labels import Labels
@@ -31,7 +31,7 @@ class Score:
     """Of one chain's prediction. All but `rmsd` (Å, C-alpha) and the last are from 0 to 1; NaN where undefined.
 
     lddt: over all atoms that are known, equal ones named as fits best; plddt: what the network expects of lddt_ca
-    side_chains: whether any is known
+    side_chains: whether they were given
     """
 
     length: float
@@ -67,8 +67,6 @@ def score(atom37: Tensor, atom14: Tensor, plddt: Tensor, labels: Labels) -> Scor
     true = torch.where(exchange[..., None], labels.alternative_atom14, labels.atom14)
     mask = torch.where(exchange, labels.alternative_atom14_mask, labels.atom14_mask)
     found = metrics.superposed(x, y, known)
-    side_chain = torch.ones(37, dtype=torch.bool)
-    side_chain[[N, CA, C, CB, O]] = False
     return Score(
         length=float(inside.sum()),
         lddt_ca=float(metrics.lddt(x[:, None], y[:, None], known[:, None])),
@@ -78,7 +76,7 @@ def score(atom37: Tensor, atom14: Tensor, plddt: Tensor, labels: Labels) -> Scor
         tm=found.tm,
         rmsd=metrics.rmsd(x, y, known) if known.sum() > 0 else nan,
         plddt=float(plddt[inside].mean()),
-        side_chains=float((labels.atom37_mask[:, side_chain] != 0).any()),
+        side_chains=float(labels.backbone_only == 0),
     )
 
 
