@@ -169,7 +169,7 @@ class Feed(Iterator[Any]):
         self._loader = iter(
             DataLoader(
                 examples,
-                batch_sampler=order,  # type: ignore[arg-type]  # it may have no end
+                batch_sampler=order,  # it may have no end
                 collate_fn=_Stacked(stack),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,

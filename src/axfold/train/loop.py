@@ -28,9 +28,7 @@ class DivergedError(AxfoldError):
         self.step = step
 
 
-def gradients(
-    network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss
-) -> Losses:
+def gradients(network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss) -> Losses:
     """The losses of the last of these passes; their mean's gradient is added to that of the parameters.
 
     passes: the features of each pass; all but the last recycle without a gradient: Algorithm 31

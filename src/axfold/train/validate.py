@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from math import isnan, nan
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ def _predict(network: AlphaFold, example: Any, chains: int) -> Iterator[_Predict
     predicted = _Predicted(last.structure.atom37, last.structure.atom14, plddt, example.labels)
     on_host = _mapped(predicted, lambda x: x.cpu())
     for i in range(chains):
-        yield on_host if chains == 1 else _mapped(on_host, lambda x, i=i: x[i])
+        yield on_host if chains == 1 else _mapped(on_host, itemgetter(i))
 
 
 def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -162,7 +163,7 @@ def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def mean(scores: Iterable[Score]) -> dict[str, float]:
     """Means of what is defined, and `chains`, their number."""
     scores = list(scores)
-    means: dict[str, float] = {"chains": len(scores)}
+    means = {"chains": float(len(scores))}
     for name in NAMES:
         values = [x for s in scores if not isnan(x := getattr(s, name))]
         means[name] = sum(values) / len(values) if values else nan
