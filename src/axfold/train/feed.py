@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -137,6 +138,12 @@ def _forks() -> BaseContext:
     return context
 
 
+def _go_on(_worker: int) -> None:
+    """Whoever asks a run to end may ask all its processes, but the last step still needs its samples."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Stacked:
     """What a worker makes of the samples of a micro-batch."""
 
@@ -174,6 +181,7 @@ class Feed(Iterator[Any]):
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 multiprocessing_context=_forks() if workers else None,
+                worker_init_fn=_go_on,
             )
         )
         self._ahead = Ahead(lambda: map(self._bring, self._loader), _DEPTH)

@@ -304,7 +304,13 @@ class _Session:
                 "ask_save": float(now - self._saved[1] >= wanted.save_every * 60),
             }
             last, feed.waited = now, 0.0
-            trainer.step(feed, told)
+            try:
+                trainer.step(feed, told)
+            except (RuntimeError, OSError, StopIteration):  # workers were ended too: the step has changed nothing
+                if not asked() or self.ranks.size > 1:
+                    raise
+                ended_early = True
+                break
             asks = self._record(behind=1)
             validates = self._held is not None and trainer.steps % wanted.validate_every == 0
             ended_early, over = asks["ask_end"] > 0, asks["ask_time"] > 0
