@@ -144,14 +144,19 @@ def _go_on(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Stacked:
+def together(examples: Sequence[Any], stack: Callable[[Sequence[Any]], Any]) -> Any:
+    """Several samples stacked; one as it is, since the fastest kernels take no batch axis."""
+    return examples[0] if len(examples) == 1 else stack(examples)
+
+
+class _Together:
     """What a worker makes of the samples of a micro-batch."""
 
     def __init__(self, stack: Callable[[Sequence[Any]], Any]):
         self.stack = stack
 
     def __call__(self, examples: Sequence[Any]) -> Packed:
-        return pack(self.stack(examples))
+        return pack(together(examples, self.stack))
 
 
 class Feed(Iterator[Any]):
@@ -169,7 +174,7 @@ class Feed(Iterator[Any]):
         *,
         workers: int = 0,
     ):
-        """order: the samples of each; stack(examples): what is made of them, usually the same with a batch axis."""
+        """order: the samples of each micro-batch; stack(examples): several of them with a batch axis."""
         self.waited = 0.0
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -177,7 +182,7 @@ class Feed(Iterator[Any]):
             DataLoader(
                 examples,
                 batch_sampler=order,  # it may have no end
-                collate_fn=_Stacked(stack),
+                collate_fn=_Together(stack),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 multiprocessing_context=_forks() if workers else None,

@@ -23,7 +23,7 @@ from axfold.model.alphafold import AlphaFold
 from axfold.output import files
 from axfold.train import checkpoint, validate
 from axfold.train.examples import Example, Examples, HeldOut, stack
-from axfold.train.feed import Feed, order, pack, unpack
+from axfold.train.feed import Feed, order, pack, together, unpack
 from axfold.train.initial import initialise
 from axfold.train.log import Log
 from axfold.train.loop import DivergedError, Trainer
@@ -38,7 +38,9 @@ SCORE = "lddt_ca"
 """By the mean of which the best checkpoint is chosen."""
 CROPS = (64, 128, 256, 512)
 """Residues to which held-out chains are padded, each to as few as hold it; longer ones are left out, and named."""
-_DEEP = 16  # blocks from which on what they keep for the gradient is too much
+_DEEP = (
+    16  # blocks from which on a network is large: what it keeps for the gradient, and several chains at once
+)
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
@@ -272,7 +274,8 @@ class _Session:
             f"{ranks.size} x {ranks.device.type}; {len(examples):,} chains to train on; {training.batch} samples a step"
         )
         places = order(trainer.steps, training.batch, training.at_once, ranks.rank, ranks.size)
-        self.display.begin(f"training {self.wanted.out.name}")
+        if ranks.first:
+            self.display.begin(f"training {self.wanted.out.name}")
         try:
             with (
                 _asked_to_end() as asked,
@@ -306,7 +309,11 @@ class _Session:
             last, feed.waited = now, 0.0
             try:
                 trainer.step(feed, told)
-            except (RuntimeError, OSError, StopIteration):  # workers were ended too: the step has changed nothing
+            except (
+                RuntimeError,
+                OSError,
+                StopIteration,
+            ):  # workers were ended too: the step has changed nothing
                 if not asked() or self.ranks.size > 1:
                     raise
                 ended_early = True
@@ -343,7 +350,8 @@ class _Session:
             total = self.wanted.steps
             share = self._share(record.step)
             state = f"step {record.step:,}{'' if total is None else f'/{total:,}'}, loss {values['loss']:.3f}"
-            self.display.progress(share, f"{state}, {self._speed()}")
+            if self.ranks.first:
+                self.display.progress(share, f"{state}, {self._speed()}")
         return asks
 
     def _share(self, step: int) -> float:
@@ -414,7 +422,7 @@ class _Session:
         """Which tensor was the first, and what is left."""
 
         def example_at(indices: list[int]) -> Any:
-            packed = pack(stack([examples[i] for i in indices]))
+            packed = pack(together([examples[i] for i in indices], stack))
             return unpack(replace(packed, buffer=packed.buffer.to(self.ranks.device)))
 
         found = [text for text in self.ranks.texts(self.trainer.diagnose(error.step, example_at)) if text]
@@ -495,7 +503,8 @@ class HeldOutChains(Dataset[Example]):
         report: Callable[[float], None] = lambda share: None,
     ) -> dict[str, validate.Score]:
         """By the chains' names."""
-        order = validate.groups([part.crop for part, _ in self.items])
+        pairs = validate.PAIRS if len(evaluated.trunk.evoformer.blocks) < _DEEP else 0
+        order = validate.groups([part.crop for part, _ in self.items], pairs)
         found = validate.validate(evaluated, self, order, stack, ranks, workers=workers, report=report)
         return {self.name(place): score for place, score in found.items()}
 
@@ -538,11 +547,17 @@ def evaluate(
         else:
             load(scored, wanted, find(wanted.name, path))
         scored = network.in_precision(scored.requires_grad_(False).eval().to(ranks.device), precision)
-        held = HeldOutChains(Store(store), wanted, split=split, chains=chains, tell=display.line)
-        display.begin(f"{wanted.name} on {split}")
+        def tell(text: str) -> None:
+            if ranks.first:
+                display.line(text)
+
+        held = HeldOutChains(Store(store), wanted, split=split, chains=chains, tell=tell)
+        if ranks.first:
+            display.begin(f"{wanted.name} on {split}")
 
         def report(share: float) -> None:
-            display.progress(share, f"{share:.0%} of the chains")
+            if ranks.first:
+                display.progress(share, f"{share:.0%} of the chains")
 
         scores = held.scores(scored, ranks, workers(processes, ranks), report)
         display.end()

@@ -116,7 +116,7 @@ def validate(
     plan = [list(group) for group in mine]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        Feed(examples, plan, _Together(stack), ranks.device, workers=workers) as feed,
+        Feed(examples, plan, stack, ranks.device, workers=workers) as feed,
     ):
         waiting: list[tuple[int, Future[Score]]] = []
         for done, group in enumerate(plan):
@@ -129,16 +129,6 @@ def validate(
             table[place] = torch.tensor(list(asdict(future.result()).values()), dtype=torch.float64)
     table = ranks.sum(table.to(ranks.device)).cpu()
     return {place: Score(*table[place].tolist()) for group in order for place in group}
-
-
-class _Together:
-    """One chain as it is, several stacked."""
-
-    def __init__(self, stack: Callable[[Sequence[Any]], Any]):
-        self.stack = stack
-
-    def __call__(self, examples: Sequence[Any]) -> Any:
-        return examples[0] if len(examples) == 1 else self.stack(examples)
 
 
 def _predict(network: AlphaFold, example: Any, chains: int) -> Iterator[_Predicted]:
