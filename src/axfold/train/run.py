@@ -547,6 +547,7 @@ def evaluate(
         else:
             load(scored, wanted, find(wanted.name, path))
         scored = network.in_precision(scored.requires_grad_(False).eval().to(ranks.device), precision)
+
         def tell(text: str) -> None:
             if ranks.first:
                 display.line(text)
