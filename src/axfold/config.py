@@ -164,6 +164,39 @@ FINE_TUNING = Loss(resolved=0.01, violations=1.0)
 """The loss of fine-tuning: supplement 1.9, equation 7."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How parameters are found. Defaults are those of initial training: supplement 1.11 and Table 4."""
+
+    crop: int = 256  # residues; 1.2.8, Table 4
+    msa_clusters: int = 128  # Table 4
+    extra_msa: int = 1024  # Table 4
+    recycles: int = 3  # at most: each step draws their number evenly; Algorithm 31, N_cycle = 4
+    batch: int = 128  # samples in a step; 1.11.3
+    at_once: int = 1  # samples that pass through the network together, and whose gradient is clipped together
+    learning_rate: float = 1e-3  # 1.11.3
+    warm_up: int = 128_000  # samples over which the learning rate rises; 1.11.3, Table 4
+    decay: float = 0.95  # of the learning rate, once; 1.11.3
+    decay_after: int = 6_400_000  # samples; 1.11.3
+    beta_1: float = 0.9  # of Adam; 1.11.3
+    beta_2: float = 0.999
+    epsilon: float = 1e-6
+    clip: float = 0.1  # norm of the gradient of each sample; 1.11.3
+    average: float = 0.999  # share that the moving average keeps in a step; 1.11.7
+    loss: Loss = Loss()
+
+
+TRAININGS: dict[str, Training] = {
+    "initial": Training(),
+    "fine_tuning": Training(
+        crop=384, msa_clusters=512, extra_msa=5120, learning_rate=5e-4, warm_up=0, loss=FINE_TUNING
+    ),  # 1.11.3, Table 4
+    # of the model that axfold ships: every number is our own choice
+    "demo": Training(crop=128, msa_clusters=64, extra_msa=128, batch=32, at_once=32, warm_up=32_000),
+}
+"""The two stages of AlphaFold's training (supplement 1.11.1, Table 4), and how the small model is trained."""
+
+
 _TEMPLATES = Model(templates=Templates())
 _PTM = Heads(aligned_error=True)
 

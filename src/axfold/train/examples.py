@@ -111,7 +111,7 @@ class Examples(Dataset[Example]):
 
     store: where chains are from; their chances are `sampling.weights(...)` unless `weights` says others
     crop: residues of a piece, to which shorter chains are padded
-    recycles: at most; how many is drawn for every `batch` examples together (supplement 1.11.8)
+    recycles: at most; how many is drawn for every `batch` examples together (supplement 1.10)
     """
 
     def __init__(
