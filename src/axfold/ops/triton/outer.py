@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.outer import outer_product_update
-from axfold.ops.triton import tiles
+from axfold.ops.triton import tf32, tiles
 from axfold.ops.triton.common import place, why_not
 from axfold.ops.triton.tiles import Tile
 
@@ -75,8 +75,10 @@ def outer_product_update_triton(
     """The products are written once and read once, in the order in which cuBLAS makes them."""
     rows, positions, c_z = z.shape
     c = a.shape[-1]
-    product = torch.matmul(a.mT.reshape(rows * c, -1), b.flatten(-2))
     out = torch.empty_like(z) if torch.is_grad_enabled() else z
+    if tiles.in_float16(z.dtype):
+        return tf32.outer_product_update(z, a, b, count, weight, bias, out, tile)
+    product = torch.matmul(a.mT.reshape(rows * c, -1), b.flatten(-2))
     tile = tile or tiles.tile("outer_product_mean", z)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         z,
