@@ -124,8 +124,8 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
 }
 """In float32 a program of `triangle_update` takes `chunk` channels of its sums at a time, and writes all at once.
 
-"fp16" are the tiles of float32 that is multiplied as float16. Neither have been timed: they are the largest that compile
-without spilled registers, those of float32 with at most 99 KB of shared memory.
+"fp16" are the tiles of float32 that is multiplied as float16. Neither have been timed: they are the largest that
+compile without spilled registers, those of float32 with at most 99 KB of shared memory.
 """
 
 
