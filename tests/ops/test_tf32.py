@@ -198,6 +198,14 @@ def test_kernel_attention_with_large_logits():
 
 
 @kernel
+def test_kernel_attention_of_small_queries_to_a_large_key():
+    """Most products with keys are far under the largest, and are as exact."""
+    q, k, v, gate, mask, bias = cases.Attention("", 3, 63, 2, 32).inputs(torch.float64, "cpu")
+    k[:, 5] *= 1000
+    assert_rounds_like_tf32(ops.gated_attention, q / 100, k, v, gate, mask, bias)
+
+
+@kernel
 def test_kernel_attention_of_any_stride():
     q, k, v, gate, mask, bias = cases.Attention("", 3, 40, 2, 16, masked=True).inputs(torch.float64, "cpu")
     odd = torch.empty(3, 40, 2, 19, dtype=torch.float64)[..., 2:18].copy_(k)

@@ -411,22 +411,28 @@ def _halves_kernel(
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Keys or values of one row and head in float16, divided by a power of two, and that one."""
+    """Keys or values of one row and head in float16, divided by a power of two, and that one.
+
+    Values end near 2^14. Keys near 1: queries are multiplied with the power, and have room on both sides then.
+    """
     at = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     row, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     key, channel = tl.arange(0, BLOCK).to(tl.int64), tl.arange(0, C)
     if tl.program_id(1) == 0:
         step = k_key.to(tl.int64) * ALIGNED
         source = k + (row * k_row + head * k_head) * ALIGNED
+        up, down = 2.0**14, 2.0**-14
     else:
         step = v_key.to(tl.int64) * ALIGNED
         source = v + (row * v_row + head * v_head) * ALIGNED
+        up, down = 1.0, 1.0
     source += key[:, None] * step + channel[None, :]
     largest = tl.zeros((BLOCK, C), tl.float32)
     for start in tl.range(0, keys, BLOCK, num_stages=3):
         x = tl.load(source + start * step, (start + key < keys)[:, None], 0.0)
         largest = tl.maximum(largest, tl.abs(x))
     there, back = powers(tl.max(tl.max(largest, 1), 0))
+    there, back = there * down, back * up
     target = halves + at.to(tl.int64) * keys * C + key[:, None] * C + channel[None, :]
     for start in tl.range(0, keys, BLOCK, num_stages=3):
         exists = (start + key < keys)[:, None]
@@ -452,7 +458,7 @@ def halves(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         ALIGNED=aligned,
         H=heads,
         C=channels,
-        BLOCK=4096 // max(channels, 16),
+        BLOCK=2048 // max(channels, 16),
         num_warps=4,
     )
     return found.transpose(2, 3), scales
