@@ -2,7 +2,8 @@
 
 python benchmarks/products.py
 
-Tensor cores are taken to cut a sum off at 24 bits after every 8 products of TF32 and 16 of bfloat16. Errors are against
+Tensor cores are taken to cut a sum off at 24 bits after every 8 products of TF32 and 16 of bfloat16 or float16 (whose
+numbers are taken to have any exponent: kernels scale them). Errors are against
 float64, as a share of those of fused multiply-adds in float32, one after the other; the last two lines are a share of
 those of rounded TF32.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 DEPTHS = (32, 64, 128, 256, 1024)
-TF32, BF16 = 11, 8  # bits of a number, the hidden one included
+TF32, BF16, FP16 = 11, 8, 11  # bits of a number, the hidden one included
 
 
 def cut(x: np.ndarray) -> np.ndarray:
@@ -47,11 +48,10 @@ def in_sequence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def on_tensor_cores(
-    a: np.ndarray, b: np.ndarray, bits: int, pairs: Sequence[tuple[int, int]], depth: int
+    a: np.ndarray, b: np.ndarray, bits: int, pairs: Sequence[tuple[int, int]], depth: int, step: int
 ) -> np.ndarray:
-    """The products of these pairs of parts, in turn; sums of `depth` are added in float32."""
+    """The products of these pairs of parts, in turn, cut after every `step`; sums of `depth` are added in float32."""
     total = np.zeros((len(a), b.shape[1]))
-    step = 8 if bits == TF32 else 16
     for start in range(0, a.shape[1], depth):
         own, others = (parts(x, bits, 3) for x in (a[:, start : start + depth], b[start : start + depth]))
         current = np.zeros_like(total)
@@ -67,10 +67,12 @@ def main() -> None:
     one, three = [(0, 0)], [(1, 0), (0, 1), (0, 0)]
     six = [(1, 1), (2, 0), (0, 2), *three]
     methods = {
-        "3 TF32": (TF32, three, None),
-        "3 TF32, in parts": (TF32, three, 32),
-        "6 bfloat16": (BF16, six, None),
-        "6 bfloat16, in parts": (BF16, six, 32),
+        "3 TF32": (TF32, three, None, 8),
+        "3 TF32, in parts": (TF32, three, 32, 8),
+        "6 bfloat16": (BF16, six, None, 16),
+        "6 bfloat16, in parts": (BF16, six, 32, 16),
+        "3 float16": (FP16, three, None, 16),
+        "3 float16, in parts": (FP16, three, 32, 16),
     }
     print(f"{'':24}" + "".join(f"{depth:>8}" for depth in DEPTHS))
     rows: dict[str, list[float]] = {}
@@ -83,13 +85,15 @@ def main() -> None:
             return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
         least = error(in_sequence(a, b))
-        for name, (bits, pairs, size) in methods.items():
-            rows.setdefault(name, []).append(error(on_tensor_cores(a, b, bits, pairs, size or depth)) / least)
-        short = error(on_tensor_cores(a, b, TF32, one, depth))
+        for name, (bits, pairs, size, step) in methods.items():
+            rows.setdefault(name, []).append(
+                error(on_tensor_cores(a, b, bits, pairs, size or depth, step)) / least
+            )
+        short = error(on_tensor_cores(a, b, TF32, one, depth, 8))
         cut_off = ((x.astype(np.float32).view(np.int32) & ~0x1FFF).view(np.float32) for x in (a, b))
         x, y = (part.astype(np.float64) for part in cut_off)
-        rows.setdefault("TF32, cut off", []).append(error(on_tensor_cores(x, y, TF32, one, depth)) / short)
-        rows.setdefault("3 bfloat16", []).append(error(on_tensor_cores(a, b, BF16, three, depth)) / short)
+        rows.setdefault("TF32, cut off", []).append(error(on_tensor_cores(x, y, TF32, one, depth, 8)) / short)
+        rows.setdefault("3 bfloat16", []).append(error(on_tensor_cores(a, b, BF16, three, depth, 16)) / short)
     for name, values in rows.items():
         print(f"{name:24}" + "".join(f"{value:8.3f}" for value in values))
 

@@ -21,6 +21,7 @@ import pytest
         "point_attention",
         "column",
         "outer",
+        "tf32",
         "layer_norm",
         "softmax",
         "updates",

@@ -266,7 +266,9 @@ def _attention(s: Sizes, x: int, width: int, limits: int) -> int:
 
     limits: of so many keys, where the kernel hides some.
     """
-    inside = 5 * width + 9 * limits if "gated_attention" in s.kernels else 6 * width  # sigmoid of the gate
+    inside = 6 * width  # sigmoid of the gate
+    if "gated_attention" in s.kernels:  # in float32 maybe keys and values in float16 too (ops.triton.tf32)
+        inside = (5 + (s.itemsize == WIDE)) * width + 9 * limits
     normed = 0 if "normed_linear" in s.kernels else x
     update = 0 if "linear_residual" in s.kernels else x
     return max(normed + 4 * width, inside, 5 * width + update, 2 * normed)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.attention import gated_attention
-from axfold.ops.triton import tiles
+from axfold.ops.triton import tf32, tiles
 from axfold.ops.triton.common import INTERPRETED
 
 HIDDEN = tl.constexpr(-(2.0**30))
@@ -16,6 +16,9 @@ HIDDEN = tl.constexpr(-(2.0**30))
 LOG2_E = tl.constexpr(1.4426950408889634)
 LEAST, MOST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 """Of a sum of weights 2^logit as they are: beyond, some may have left the numbers that float32 has."""
+
+FLOAT16 = tl.constexpr(65504.0)
+"""Its largest number."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,11 @@ class Tile:
     registers: int | None = None
 
 
-# precision -> (least compute capability, most channels of a head, tile); the first that fits is taken
+# numbers -> (least compute capability, most channels of a head, tile); the first that fits is taken
 TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
     "half": ((90, 64, Tile(128, 64, 8, 3, registers=128)), (0, 64, Tile(64, 64, 4, 2))),
-    "tf32": (
-        (90, 32, Tile(128, 64, 8, 2)),
-        (90, 64, Tile(128, 32, 8, 2)),
-        (0, 32, Tile(64, 64, 4, 2)),
-        (0, 64, Tile(64, 32, 4, 2)),
-    ),
-    "ieee": (
+    "fp16": ((90, 64, Tile(128, 64, 8, 3)), (0, 64, Tile(64, 64, 4, 2))),
+    "float32": (
         (90, 32, Tile(128, 64, 8, 2)),
         (90, 64, Tile(128, 32, 8, 2)),
         (0, 32, Tile(64, 32, 4, 2)),
@@ -123,10 +121,10 @@ def _over_keys(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     SIZE: tl.constexpr,
+    BITS: tl.constexpr,
 ):
     """(sum of the weights, weights times v) over all keys, with weights 2^logits, or in units of the largest of
     them where a maximum is RUNNING along."""
-    BITS: tl.constexpr = q_tile.dtype.primitive_bitwidth
     key = tl.arange(0, KEYS)
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
@@ -175,6 +173,7 @@ def _attend(
     gate,
     bias,
     limits,
+    scales,
     out,
     rows,
     queries,
@@ -205,6 +204,8 @@ def _attend(
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     RUNNING: tl.constexpr,
+    BITS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """out = sigmoid(gate) * softmax(min(C^-1/2 q kT + bias, limits)) v for QUERIES queries of one row and head.
 
@@ -215,6 +216,9 @@ def _attend(
 
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
     one another take the same tiles of the bias, for one of GROUP rows after the other.
+
+    The numbers of the bias have so many BITS. SCALED: k and v are float16, and stand for so many times their numbers as
+    `scales` [k or v, rows, heads] says.
     """
     program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
@@ -235,25 +239,30 @@ def _attend(
     k_from, v_from = k + k_at[:, None] + channel, v + v_at[:, None] + channel
     k_step, v_step = k_key.to(tl.int64) * (KEYS * ALIGNED), v_key.to(tl.int64) * (KEYS * ALIGNED)
     limit_from = limits + row * limit_row + key
-    BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     SIZE: tl.constexpr = QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth
     bias_from = bias + tile.to(tl.int64) * k_blocks * SIZE + tl.arange(0, SIZE)
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
-    q_tile = (q_tile * (C**-0.5 * LOG2_E)).to(q.dtype.element_ty)
+    q_tile *= C**-0.5 * LOG2_E
+    if SCALED:
+        q_tile *= tl.load(scales + row * H + head)
+        q_tile = tl.minimum(tl.maximum(q_tile, -FLOAT16), FLOAT16)  # TF32 is off by more in such logits
+    q_tile = q_tile.to(k.dtype.element_ty)
     total, mixed = _over_keys(
         q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, RUNNING,
-        BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
+        BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE, BITS,
     )  # fmt: skip
     if not RUNNING:
         fits = (total > LEAST) & (total < MOST)
         if tl.min(fits.to(tl.int32), 0) == 0:
             total, mixed = _over_keys(
                 q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, True,
-                BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
+                BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE, BITS,
             )  # fmt: skip
 
     open_gate = tl.sigmoid(tl.load(gate + gate_at[:, None] + channel, asked, 0.0).to(tl.float32))
+    if SCALED:
+        open_gate *= tl.load(scales + (rows + row) * H + head)
     result = (open_gate * (mixed / total[:, None])).to(out.dtype.element_ty)
     tl.store(out + (row * queries + query)[:, None] * (H * C) + head * C + channel, result, asked)
 
@@ -295,13 +304,19 @@ def gated_attention_triton(
     bias: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One kernel, and before it one that lays out the bias (a copy of it is the only memory used beside the result)."""
+    """One kernel, and before it one that lays out the bias (a copy of it is the only memory used beside the result).
+
+    In float32 with products as short as TF32's also one that takes keys and values to float16: half of their memory.
+    """
     rows, queries, heads, channels = q.shape
     keys = k.shape[1]
     out = q.new_empty(rows, queries, heads * channels)
     if not out.numel() or not keys:
         return out.zero_()
     tile = tile or tile_for(q)
+    scales = None
+    if tiles.in_float16(q.dtype):
+        (k, v), scales = tf32.halves(k, v)
     blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
     tiled = None
     if bias is not None:
@@ -326,7 +341,7 @@ def gated_attention_triton(
         )
         limits[:, :keys] = torch.where(mask == 0, HIDDEN.value, torch.inf) if masked else torch.inf
         limits = limits.expand(rows, -1)
-    vector = 16 // q.element_size()
+    vector = 16 // k.element_size()
     strides = [stride for x in (q, k, v, gate) for stride in (x.stride(0), x.stride(1), x.stride(2))]
     aligned = vector if all(stride % vector == 0 for stride in strides) else 1
     _attend[(rows * heads * blocks[0],)](
@@ -336,6 +351,7 @@ def gated_attention_triton(
         gate,
         q if tiled is None else tiled,
         q if limits is None else limits,
+        q if scales is None else scales,
         out,
         rows,
         queries,
@@ -352,9 +368,11 @@ def gated_attention_triton(
         KEYS=tile.keys,
         WARPS=tile.warps,
         STAGES=tile.stages,
-        PRECISION=tiles.products(q.dtype),
+        PRECISION=tiles.products(k.dtype),
         GROUP=tile.rows,
-        RUNNING=q.dtype == torch.float16,
+        RUNNING=k.dtype == torch.float16,
+        BITS=8 * q.element_size(),
+        SCALED=scales is not None,
         maxnreg=tile.registers,
         num_warps=tile.warps,
     )
@@ -364,5 +382,5 @@ def gated_attention_triton(
 def tile_for(q: Tensor) -> Tile:
     """The tile for queries [..., c]."""
     capability, _ = tiles.gpu(q.device)
-    table = TILES[tiles.precision(q.dtype)]
+    table = TILES[tiles.numbers(q.dtype)]
     return next(tile for least, most, tile in table if capability >= least and q.shape[-1] <= most)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from axfold.ops.triton import tiles
+from axfold.ops.triton import tf32, tiles
 from axfold.ops.triton.common import EPSILON, place, sigmoid
 from axfold.ops.triton.tiles import Tile
 
@@ -394,6 +394,8 @@ def normed_linear(
     tile: Tile | None = None,
 ) -> Tensor:
     """`ops.normed_linear` in float32."""
+    if tiles.in_float16(x.dtype):
+        return tf32.normed_linear(x, norm_weight, norm_bias, weight, bias, tile)
     rows, positions, c = x.shape
     width = len(weight)
     out = x.new_empty(rows, positions, width)
@@ -431,6 +433,8 @@ def triangle_operand(
     tile: Tile | None = None,
 ) -> Tensor:
     """`ops.triangle_operand` in float32, into out [c, rows, positions or more]."""
+    if tiles.in_float16(z.dtype):
+        return tf32.triangle_operand(z, mask, norm_weight, norm_bias, weight, bias, out, tile)
     rows, positions, c_in = z.shape
     c_out, _, width = out.shape
     tile = tile or tiles.tile("triangle_operand", z)
@@ -476,6 +480,10 @@ def triangle_update(
     tile: Tile | None = None,
 ) -> Tensor:
     """What follows the product of `ops.triangle_update`, in float32; product is [c, rows, positions or more]."""
+    if tiles.in_float16(z.dtype):
+        norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
+        layers = output_weight, output_bias, gate_weight, gate_bias
+        return tf32.triangle_update(z, product, kept, *norms, *layers, out, tile)
     rows, positions, c_z = z.shape
     c, _, width = product.shape
     tile = tile or tiles.tile("triangle_update", z)
@@ -524,6 +532,9 @@ def transition(
     tile: Tile | None = None,
 ) -> Tensor:
     """`ops.transition` in float32; out may be x."""
+    if tiles.in_float16(x.dtype):
+        layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
+        return tf32.transition(x, keep, *layers, out, tile)
     rows, positions, c = x.shape
     hidden = len(expand_weight)
     tile = tile or tiles.tile("transition", x)
@@ -564,6 +575,8 @@ def linear_residual(
     tile: Tile | None = None,
 ) -> Tensor:
     """`ops.linear_residual` in float32; out may be x."""
+    if tiles.in_float16(x.dtype):
+        return tf32.linear_residual(x, y, keep, weight, bias, out, tile)
     rows, positions, c = x.shape
     width = y.shape[-1]
     tile = tile or tiles.tile("linear_residual", x)

@@ -43,10 +43,12 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (90, 128, Tile(64, 128, 4, 3, resident=2)),
             (0, 256, Tile(64, 32, 4, 2)),
         ),
+        "fp16": ((90, 128, Tile(64, 128, 4, 2, resident=2)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((90, 256, Tile(64, 64, 4, 3)), (0, 256, Tile(64, 32, 8, 2))),
     },
     "triangle_update": {
         "half": ((90, 128, Tile(32, 128, 4, 3, resident=2)), (0, 256, Tile(32, 32, 4, 1))),
+        "fp16": ((90, 128, Tile(32, 128, 4, 2, resident=2)), (0, 256, Tile(32, 32, 4, 1))),
         "float32": (
             (90, 128, Tile(64, 32, 8, 3)),
             (0, 128, Tile(64, 16, 8, 2)),
@@ -63,10 +65,10 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (0, 128, Tile(64, 32, 4, 2)),
             (0, 256, Tile(32, 32, 4, 2)),
         ),
-        "tf32": (
+        "fp16": (
             (90, 128, Tile(128, 32, 8, 3)),
             (90, 256, Tile(64, 32, 8, 3)),
-            (0, 128, Tile(64, 32, 8, 2)),
+            (0, 128, Tile(64, 32, 4, 2)),
             (0, 256, Tile(32, 32, 8, 2)),
         ),
         "float32": (
@@ -83,10 +85,17 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (90, 256, Tile(64, 256, 8, 1, resident=1)),
             (0, 256, Tile(64, 32, 4, 2)),
         ),
+        "fp16": (
+            (90, 64, Tile(64, 64, 4, 2, resident=3)),
+            (90, 128, Tile(64, 64, 4, 2)),
+            (90, 256, Tile(64, 64, 8, 2)),
+            (0, 256, Tile(32, 32, 4, 2)),
+        ),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "outer_product_mean": {
         "half": ((90, 128, Tile(128, 64, 4, 3)), (0, 256, Tile(64, 32, 4, 2))),
+        "fp16": ((90, 128, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": (
             (90, 128, Tile(128, 32, 8, 3)),
             (0, 128, Tile(64, 32, 8, 2)),
@@ -99,10 +108,12 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (90, 256, Tile(128, 64, 8, 3)),
             (0, 256, Tile(64, 32, 4, 2)),
         ),
+        "fp16": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "normed_linear to few": {  # at most 16 channels
         "half": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2))),
+        "fp16": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2))),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
     "invariant_point_attention": {
@@ -126,16 +137,17 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
 }
 """In float32 a program of `triangle_update` takes `chunk` channels of its sums at a time, and writes all at once.
 
-"tf32" is where less exact products leave room for another tile. No tile of float32 has been timed: they are the largest
-that compile without spilled registers and with at most 99 KB of shared memory.
+"fp16" are the tiles of float32 that is multiplied as float16. Neither have been timed: they are the largest that
+compile without spilled registers, those of float32 with at most 99 KB of shared memory.
 """
 
 
-PRODUCTS = {"ieee": "bf16x6", "tf32": "bf16x3"}
-"""How tensor cores multiply float32: as bfloat16 numbers that add up to it, three or two of them.
+PRODUCTS = {"ieee": "bf16x6", "tf32": "fp16"}
+"""How tensor cores multiply float32.
 
-Their six largest products are as exact as float32 is; the three largest keep 16 bits, where TF32 keeps 11 and, as the
-kernels would use it, cuts the rest off instead of rounding it.
+"ieee": as bfloat16 numbers that add up to it, three of each. Their six largest products are as exact as float32 is.
+"tf32": as float16, which keeps as many bits as TF32 (`ops.triton.tf32`), or where a kernel knows no other way as two
+bfloat16 numbers, whose three largest products keep 16 bits. Tensor cores cut off what TF32 has no bits for.
 """
 
 
@@ -146,15 +158,27 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+def in_float16(dtype: torch.dtype) -> bool:
+    """Whether float32 is multiplied as float16, by kernels that can."""
+    return PRODUCTS.get(precision(dtype)) == "fp16"
+
+
+def numbers(dtype: torch.dtype) -> str:
+    """Which tiles are for that dtype: "half", "fp16" for float32 that is multiplied so, else "float32"."""
+    return "half" if dtype != torch.float32 else "fp16" if in_float16(dtype) else "float32"
+
+
 def products(dtype: torch.dtype) -> str:
     """`input_precision` of the kernels' products; half precision and the interpreter know no other than their own."""
-    return "ieee" if triton.knobs.runtime.interpret else PRODUCTS.get(precision(dtype), "ieee")
+    if triton.knobs.runtime.interpret:
+        return "ieee"
+    return "bf16x3" if in_float16(dtype) else PRODUCTS.get(precision(dtype), "ieee")
 
 
 def tile(op: str, x: torch.Tensor) -> Tile:
     """The tile of an op for x, whose last axis is the channels."""
     capability = generation(gpu(x.device)[0])
-    table = TILES[op].get(precision(x.dtype), TILES[op]["float32"])
+    table = TILES[op].get(numbers(x.dtype), TILES[op]["float32"])
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
 
 
