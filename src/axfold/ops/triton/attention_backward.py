@@ -11,7 +11,7 @@ One kernel makes do, dgate and delta, one dq, one dk and dv, one dbias: each com
 takes less time than to keep it. Nothing is summed in an order that could change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Tiles:
 
 # least compute capability, tiles; the first that fits is taken
 TILES: tuple[tuple[int, Tiles], ...] = (
-    (90, Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 2))),
+    (90, Tiles(Tile(64, 32, 4, 3), Tile(64, 32, 4, 3), Tile(64, 64, 4, 3))),
     (0, Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2))),
 )
 
@@ -82,7 +82,7 @@ def _before(
     head = channel // C
     within = channel % C
     blocks = tl.cdiv(queries, BLOCK)
-    sums = tl.zeros((W,), tl.float32)
+    sums = tl.zeros((BLOCK, W), tl.float32)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, query = place(tile, blocks, BLOCK)
         exists = (query < queries)[:, None]
@@ -98,13 +98,13 @@ def _before(
         tl.store(delta + place_of, both, exists)
         tl.store(grad + at, (d * share).to(grad.dtype.element_ty), exists)
         product *= 1 - share
-        sums += tl.sum(product, 0)
+        sums += product
         target = gate_grad + row * to_row + far * to_query + (head * to_head + within)[None, :]
         tl.store(target, product.to(gate_grad.dtype.element_ty), exists)
         source = q + row * q_row + far * q_query + (head * q_head + within)[None, :]
         x = tl.load(source, exists, 0.0).to(tl.float32) * (C**-0.5 * LOG2_E)
         tl.store(scaled + at, x.to(scaled.dtype.element_ty), exists)
-    tl.store(partial + tl.program_id(0) * W + channel, sums)
+    tl.store(partial + tl.program_id(0) * W + channel, tl.sum(sums, 0))
 
 
 @triton.jit
@@ -414,7 +414,7 @@ def gradients(
     keys = k.shape[1]
     width = heads * channels
     to_q, to_k, to_v, to_gate = outs
-    each = tile_for(width)
+    each = replace(tile_for(width), positions=max(1024 // width, 1))
     count = programs(each, rows, queries, q)
     partial = q.new_empty(count, width, dtype=torch.float32)
     scaled = torch.empty_like(mixed)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from axfold.ops.outer import outer_product_update
 from axfold.ops.triton import tiles
 from axfold.ops.triton.common import place, recorded, why_not
-from axfold.ops.triton.gradients import arriving
+from axfold.ops.triton.gradients import arriving, total
 from axfold.ops.triton.tiles import Tile
 
 
@@ -222,7 +222,7 @@ class _OuterProductUpdate(torch.autograd.Function):
         splits = min(blocks, triton.cdiv(2 * tiles.gpu(grad.device)[1], parts))
         partial = grad.new_empty(splits, c * c, c_z, dtype=torch.float32)
         _to_weight[(parts, splits)](product, update, partial, rows, positions, **constants, **options)
-        to_weight = partial.sum(0).mT.to(weight.dtype)
+        to_weight = total(partial, weight.dtype).mT
         _to_product[(blocks,)](update, weight, product, positions, **constants, **options)
         others = b.flatten(-2)
         to_a = (product @ others.mT).view(rows, c, -1).mT
