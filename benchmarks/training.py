@@ -1,14 +1,14 @@
 """Times one Evoformer block forward and backward, and what it is made of; writes benchmarks/results/training.
 
-    python benchmarks/training.py --device cuda                              # axfold's rows, with kernels and without
-    python benchmarks/training.py --device cuda --peers                      # and other packages, where they are installed
-    python benchmarks/training.py --device cuda --sizes --steps 256x128x1024 384x512x5120  # whole steps of model_1
-    python benchmarks/training.py --device cuda --sizes 512x384 --profile 40 # which kernels take the time
+    python benchmarks/training.py                                # axfold's rows, with kernels and without
+    python benchmarks/training.py --peers                        # and other packages, where they are installed
+    python benchmarks/training.py --sizes --steps 256x128x1024   # whole steps of model_1
+    python benchmarks/training.py --sizes 512x384 --profile 40   # which kernels take the time
 
 A block is model_1's, in bfloat16 with dropout and without checkpointing: from m and z to both, and from their gradients
-to those of m, z and all parameters. Seconds are the median of several after the device was idle; a CUDA graph replays the
-same work without the host's. `peak` is the most memory that PyTorch has allocated at once, with the m, z, parameters and
-gradients that were there before (`resident`), as other packages are measured too. The masks hide nothing.
+to those of m, z and all parameters. Milliseconds are the median of several after the device was idle; a CUDA graph
+replays the same work without the host's. `peak` is the most memory that PyTorch has allocated at once, with the m, z,
+parameters and gradients that were there before (`resident`). No mask hides anything.
 
 Each row is measured by itself: one that fails is written with its reason, and the others go on.
 """
@@ -26,11 +26,12 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from axfold import ops
@@ -142,7 +143,7 @@ def measure(run: Run, seconds: float) -> dict[str, Any]:
         wait()
         times.append(time.perf_counter())
         run.forget()
-        spans = [1e3 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+        spans = [1e3 * (b - a) for a, b in pairwise(times)]
         forward.append(spans[0])
         backward.append(spans[1])
         whole.append(spans[3])
@@ -183,7 +184,7 @@ def parts(block: EvoformerBlock, run: Run, seconds: float) -> Iterator[dict[str,
     like = m.new_empty(())
     over_m, over_z = (shown(m.device, like.dtype, *x.shape[:2]) for x in (m, z))
     pair = block.pair
-    modules: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]] = [
+    modules: list[tuple[str, nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]] = [
         ("MSA row attention", block.row_attention, (m, z), (over_m,)),
         ("MSA column attention", block.column_attention, (m,), (over_m,)),
         ("MSA transition", block.msa_transition, (m,), ()),
@@ -195,41 +196,44 @@ def parts(block: EvoformerBlock, run: Run, seconds: float) -> Iterator[dict[str,
         ("pair transition", pair.transition, (z,), ()),
     ]
     for name, module, inputs, masks in modules:
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        parameters = list(module.parameters())  # type: ignore[attr-defined]
-
-        def forget(every: list[Tensor] = [*leaves, *parameters]) -> None:
-            for x in every:
-                x.grad = None
-
         row: dict[str, Any] = {"part": name}
         try:
-            forward, backward = [], []
-            end = time.perf_counter() + seconds
-            while len(forward) < 5 or (time.perf_counter() < end and len(forward) < 20):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                out = module(*leaves, *masks)
-                torch.cuda.synchronize()
-                middle = time.perf_counter()
-                torch.autograd.backward(out, torch.ones_like(out))
-                torch.cuda.synchronize()
-                forward.append(1e3 * (middle - start))
-                backward.append(1e3 * (time.perf_counter() - middle))
-                forget()
-            row["forward_ms"], row["backward_ms"] = (
-                round(statistics.median(x[2:]), 3) for x in (forward, backward)
-            )
-            busy, launches = device_time(lambda: module(*leaves, *masks))
-            row["forward_device_ms"], row["forward_launches"] = busy, launches
-            out = module(*leaves, *masks)
-            above = torch.ones_like(out)
-            busy, launches = device_time(lambda: torch.autograd.backward(out, above))
-            row["backward_device_ms"], row["backward_launches"] = busy, launches
-            forget()
-        except Exception as error:
+            row |= part(module, inputs, masks, seconds)
+        except Exception as error:  # the others may work
             row["failed"] = said(error)
         yield row
+
+
+def part(
+    module: nn.Module, inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...], seconds: float
+) -> dict[str, Any]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+
+    def forward() -> Tensor:
+        for x in (*leaves, *module.parameters()):
+            x.grad = None
+        return module(*leaves, *masks)
+
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = forward()
+        torch.cuda.synchronize()
+        middle = time.perf_counter()
+        torch.autograd.backward(out, torch.ones_like(out))
+        torch.cuda.synchronize()
+        times[0].append(1e3 * (middle - start))
+        times[1].append(1e3 * (time.perf_counter() - middle))
+    row: dict[str, Any] = {}
+    row["forward_ms"], row["backward_ms"] = (round(statistics.median(x[2:]), 3) for x in times)
+    row["forward_device_ms"], row["forward_launches"] = device_time(forward)
+    out = forward()
+    above = torch.ones_like(out)
+    backward = partial(torch.autograd.backward, out, above)
+    row["backward_device_ms"], row["backward_launches"] = device_time(backward)
+    return row
 
 
 def device_time(work: Callable[[], Any]) -> tuple[float, int]:
@@ -280,26 +284,26 @@ def random_labels(features: dict[str, Tensor]) -> Labels:
     aatype = features["aatype"]
     n = len(aatype)
     real = features["seq_mask"].float()
-    atoms = torch.randn(n, 37, 3, device=real.device).mul_(2).add_(3.8 * torch.arange(n, device=real.device)[:, None, None])
+    atoms = (
+        torch.randn(n, 37, 3, device=real.device)
+        .mul_(2)
+        .add_(3.8 * torch.arange(n, device=real.device)[:, None, None])
+    )
     exists = lookup("ATOM37_MASK", aatype, real.dtype)
     one = real.new_ones(())
     msa = torch.randint(0, 21, features["msa_feat"].shape[:2], device=real.device)
     hidden = (torch.rand(msa.shape, device=real.device) < 0.15).float()
-    return label(
-        aatype.long(), features["residue_index"].long(), real, atoms, exists, one, one, msa, hidden
-    )
+    return label(aatype.long(), features["residue_index"].long(), real, atoms, exists, one, one, msa, hidden)
 
 
 def step(size: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds of a step on one sample: a pass, its losses, their gradients, clipping and Adam. Blocks are checkpointed."""
+    """Seconds of a step on one sample: a pass, losses, gradients, clipping and Adam. Blocks are checkpointed."""
     residues, clusters, extra = map(int, size.split("x"))
     config = configuration("model_1", clusters, extra, args.blocks)
     torch.manual_seed(0)
     network = AlphaFold(config.model).to(device).to_precision(getattr(torch, args.dtype)).train()
     checkpointed(network)
-    features = {
-        name: torch.from_numpy(x).to(device) for name, x in random_features(residues, config).items()
-    }
+    features = {name: torch.from_numpy(x).to(device) for name, x in random_features(residues, config).items()}
     labels, weights = random_labels(features), Loss() if clusters < 512 else FINE_TUNING
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-6, fused=device.type == "cuda")

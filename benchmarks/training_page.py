@@ -13,17 +13,20 @@ def training(result: dict[str, Any]) -> Iterator[str]:
     for size in dict.fromkeys(row["size"] for row in blocks):
         sequences, residues = size.split("x")
         yield (
-            f"One Evoformer block forward and backward, {sequences} sequences and {residues} residues, with dropout and "
-            "without checkpointing. What is launched kernel by kernel is bound by the host where the block is small; a CUDA "
-            "graph is not. `resident` was there before: representations, parameters, gradients.\n"
+            f"One Evoformer block forward and backward, {sequences} sequences and {residues} residues, with dropout "
+            "and without checkpointing. What is launched kernel by kernel waits for the host where the kernels are "
+            "short; a CUDA graph does not. `resident` was there before: representations, parameters, gradients.\n"
         )
         yield "| | forward ms | backward ms | both ms | peak GiB | resident GiB |"
         yield "| --- |" + " ---: |" * 5
         for row in blocks:
             if row["size"] == size:
-                times = [f"{row[name]:.1f}" if name in row else "" for name in ("forward_ms", "backward_ms", "ms")]
+                times = [
+                    f"{row[name]:.1f}" if name in row else "" for name in ("forward_ms", "backward_ms", "ms")
+                ]
                 memory = [
-                    f"{row[name] / 2**30:.2f}" if name in row else "" for name in ("peak_bytes", "resident_bytes")
+                    f"{row[name] / 2**30:.2f}" if name in row else ""
+                    for name in ("peak_bytes", "resident_bytes")
                 ]
                 yield f"| {row['engine']}, {row['setting']} | " + " | ".join([*times, *memory]) + " |"
         yield ""
@@ -33,12 +36,15 @@ def training(result: dict[str, Any]) -> Iterator[str]:
             yield "| | forward ms | kernels | backward ms | kernels |"
             yield "| --- |" + " ---: |" * 4
             for row in modules:
-                each = [f"{row[f'{way}_device_ms']:.2f} | {row[f'{way}_launches']}" for way in ("forward", "backward")]
+                each = [
+                    f"{row[f'{way}_device_ms']:.2f} | {row[f'{way}_launches']}"
+                    for way in ("forward", "backward")
+                ]
                 yield f"| {row['part']} | " + " | ".join(each) + " |"
             yield ""
     steps = [row for row in result["rows"] if "step_seconds" in row]
     if steps:
-        yield "A whole step of model_1 on one sample, without recycling; blocks are computed again for their gradients.\n"
+        yield "A step of model_1 on one sample, without recycling; blocks are computed again for their gradients.\n"
         yield "| residues, clusters, extra sequences | seconds a sample | peak GiB |"
         yield "| --- | ---: | ---: |"
         for row in steps:

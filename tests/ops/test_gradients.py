@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernels import (
+    INTERPRETED,
     assert_gradients_round_like_the_reference,
     convert,
     dropout,
@@ -15,7 +16,6 @@ from kernels import (
     normal,
     on_a_gpu,
     transposed,
-    INTERPRETED,
 )
 from torch import Tensor
 
@@ -194,14 +194,26 @@ def test_kernels_leave_gradients_in_float32_to_pytorch():
 
 REAL: dict[str, Callable[[], tuple[ops.Op, tuple[Tensor | int | None, ...], tuple[int, ...]]]] = {
     "row attention": lambda: (ops.attention_update, update(70, 257, 256, 8, 32, True, True, True), (1, 11)),
-    "extra row attention": lambda: (ops.attention_update, update(300, 130, 64, 8, 8, False, True, True), (1, 11)),
+    "extra row attention": lambda: (
+        ops.attention_update,
+        update(300, 130, 64, 8, 8, False, True, True),
+        (1, 11),
+    ),
     "column attention": lambda: (
         ops.attention_update,
         (transposed(normal(40, 1000, 256)), *update(40, 1000, 256, 8, 32, True, False, False)[1:]),
         (1, 11),
     ),
-    "triangle attention": lambda: (ops.attention_update, update(129, 129, 128, 4, 32, False, True, True), (1, 11)),
-    "template attention": lambda: (ops.attention_update, update(96, 96, 64, 4, 16, True, True, True), (1, 11)),
+    "triangle attention": lambda: (
+        ops.attention_update,
+        update(129, 129, 128, 4, 32, False, True, True),
+        (1, 11),
+    ),
+    "template attention": lambda: (
+        ops.attention_update,
+        update(96, 96, 64, 4, 16, True, True, True),
+        (1, 11),
+    ),
     "MSA transition": lambda: (
         ops.transition,
         (normal(60, 301, 256), *norm(256), *linear(1024, 256), *linear(256, 1024), None),

@@ -220,8 +220,8 @@ def _attend(
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
     one another take the same tiles of the bias, for one of GROUP rows after the other.
 
-    Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to the
-    base 2. That of a row without keys is as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
+    Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to
+    the base 2; of a row without keys as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
     """
     program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)

@@ -110,7 +110,9 @@ def _before(
 @triton.jit
 def _of_tile(tiled, tile, at, A: tl.constexpr, B: tl.constexpr, WARPS: tl.constexpr, BITS: tl.constexpr):
     """A tile [A, B] of the bias times log2(e)."""
-    x = tl.load(tiled + tl.cast(tile, tl.int64) * (A * B * BITS // tiled.dtype.element_ty.primitive_bitwidth) + at)
+    x = tl.load(
+        tiled + tl.cast(tile, tl.int64) * (A * B * BITS // tiled.dtype.element_ty.primitive_bitwidth) + at
+    )
     if x.dtype == tl.int32:  # two bfloat16
         x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
     return _in_rows(x, A, B, WARPS, BITS).to(tl.float32) * LOG2_E
@@ -401,7 +403,7 @@ def gradients(
     mixed: Tensor,
     logsum: Tensor,
     grad: Tensor,
-    outs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outs: tuple[Tensor, ...],
     to_bias: bool = True,
     tile: Tiles | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -438,9 +440,7 @@ def gradients(
         BLOCK=each.positions,
         num_warps=each.warps,
     )
-    chosen = tile or next(
-        tile for least, tile in TILES if tiles.generation(tiles.gpu(q.device)[0]) >= least
-    )
+    chosen = tile or next(tile for least, tile in TILES if tiles.generation(tiles.gpu(q.device)[0]) >= least)
     limits = _limits(mask, keys, chosen.to_queries.keys, bias is None)
     limit_row = 0 if limits is None else limits.stride(0)
     vector = 16 // q.element_size()

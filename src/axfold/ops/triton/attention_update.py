@@ -107,8 +107,12 @@ class _AttentionUpdate(torch.autograd.Function):
         y = normed(x, norm_weight, norm_bias)
         projected = torch.addmm(shift, y, weight.mT).view(*x.shape[:2], 4, logsum.shape[1], -1)
         to_projected = torch.empty_like(projected)
+        q, k, v, gate = projected.unbind(2)
         to_gate_bias, to_bias = attention_backward.gradients(
-            *projected.unbind(2),
+            q,
+            k,
+            v,
+            gate,
             mask,
             bias,
             mixed,
@@ -117,7 +121,7 @@ class _AttentionUpdate(torch.autograd.Function):
             to_projected.unbind(2),
             ctx.needs_input_grad[2],
         )
-        del projected, to_mixed
+        del projected, q, k, v, gate, to_mixed
         each = to_projected.view(-1, len(weight))
         to_weight = each.mT @ y
         torch.mm(each, weight, out=y)  # of the normalised x, which is not needed any more

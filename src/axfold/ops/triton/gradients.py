@@ -74,7 +74,9 @@ def _arriving(
     """out [rows, positions, C] = keep * grad, and the sums of its channels."""
     channel = tl.arange(0, C)[None, :]
     blocks = tl.cdiv(positions, BLOCK)
-    sums = tl.zeros((BLOCK, C), tl.float32)  # over positions at the end, for threads wait for one another there
+    sums = tl.zeros(
+        (BLOCK, C), tl.float32
+    )  # over positions at the end, for threads wait for one another there
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
         exists = (position < positions)[:, None]
@@ -199,7 +201,9 @@ def norm_backward(
 
 
 @triton.jit(do_not_specialize=["elements"])
-def _relu_backward(hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _relu_backward(
+    hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):
     """grad [elements, WIDTH] is 0 where `hidden` is, and the sums of CHUNK of its channels."""
     channel = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     inside = (channel < WIDTH)[None, :]
@@ -327,7 +331,7 @@ def _gate_backward(
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`update` and `gate` [rows, positions, C] become their gradients; `grad` is that of keep * sigmoid(gate) * update."""
+    """`update` and `gate` [rows, positions, C] become their gradients, `grad` is keep * sigmoid(gate) * update's."""
     channel = tl.arange(0, C)[None, :]
     blocks = tl.cdiv(positions, BLOCK)
     to_update = tl.zeros((BLOCK, C), tl.float32)
@@ -384,9 +388,7 @@ def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tenso
 
 
 @triton.jit(do_not_specialize=["rows", "positions"])
-def _norm_channels(
-    x, weight, bias, out, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr
-):
+def _norm_channels(x, weight, bias, out, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr):
     """out [rows, positions, C] = norm(x) of x [C, rows, width]."""
     channel = tl.arange(0, C)
     row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
@@ -453,9 +455,7 @@ def _norm_channels_backward(
     tl.store(share + C, tl.sum(to_bias, 0))
 
 
-def norm_channels_backward(
-    x: Tensor, weight: Tensor, grad: Tensor, positions: int
-) -> tuple[Tensor, Tensor]:
+def norm_channels_backward(x: Tensor, weight: Tensor, grad: Tensor, positions: int) -> tuple[Tensor, Tensor]:
     """Make x [c, rows, positions or more] its gradient; returns those of weight and bias of its LayerNorm.
 
     `grad` [rows * positions, c] is that of the normalised x.

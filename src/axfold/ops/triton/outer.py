@@ -80,9 +80,7 @@ def outer_product_update_triton(
     once more, and their gradients in their place."""
     if recorded(z, a, b, weight, bias):
         return _OuterProductUpdate.apply(z, a, b, count, weight, bias, tile)
-    return _updated(
-        z, a, b, count, weight, bias, torch.empty_like(z) if torch.is_grad_enabled() else z, tile
-    )
+    return _updated(z, a, b, count, weight, bias, torch.empty_like(z) if torch.is_grad_enabled() else z, tile)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def transition_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read and one write of x; a batch goes member by member. The backward keeps x, and makes the hidden layer again."""
+    """One read and one write of x; a batch goes member by member. The backward makes the hidden layer again."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
     if x.dim() > 3:
         each = [None] * len(x) if keep is None else list(keep.expand_as(x))
