@@ -58,6 +58,13 @@ def triangle(rows: int, n: int, k: int, c_z: int, c: int, dropped: bool):
     return normal(rows, n, c_z), *products, *layers, kept(n, c_z, dropped)
 
 
+def column(rows: int, n: int, c: int, heads: int, c_head: int, masked: bool):
+    width = heads * c_head
+    projections = normal(width, c) / c**0.5, normal(2 * c_head, c) / c**0.5
+    layers = *norm(c), *projections, *linear(width, c), *linear(c, width)
+    return normal(rows, n, c), hidden(rows, n, masked), *layers
+
+
 def test_reference_of_the_attention_update_is_its_operations():
     x, mask, bias, *layers, heads, keep = update(3, 5, 12, 2, 4, True, True, True)
     found = ops.attention_update(x, mask, bias, *layers, heads, keep, backend="reference")
@@ -184,6 +191,18 @@ def test_kernel_of_an_outer_product(rows, n, dtype):
 
 
 @kernel
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("rows", "n"), SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_kernel_of_a_global_column_attention(rows, n, masked, dtype):
+    m, *others = column(rows, n, 32, 4, 8, masked)
+    for start in (m, transposed(m)):
+        assert_gradients_round_like_the_reference(
+            ops.global_column_attention, start, *others, dtype=dtype, fixed=(1,)
+        )
+
+
+@kernel
 def test_kernels_leave_gradients_in_float32_to_pytorch():
     x, weight, bias, layer = convert((normal(2, 3, 16), *norm(16), normal(16, 16)), torch.float32)
     layer.requires_grad_()
@@ -230,6 +249,11 @@ REAL: dict[str, Callable[[], tuple[ops.Op, tuple[Tensor | int | None, ...], tupl
         (1,),
     ),
     "triangle update": lambda: (ops.triangle_update, triangle(129, 129, 144, 128, 128, True), (11,)),
+    "global column attention": lambda: (
+        ops.global_column_attention,
+        (transposed(normal(40, 1100, 64)), *column(40, 1100, 64, 8, 8, True)[1:]),
+        (1,),
+    ),
     "outer product": lambda: (
         ops.outer_product_update,
         (
