@@ -25,6 +25,7 @@ import pytest
         "layer_norm",
         "softmax",
         "updates",
+        "gradients",
         "health",
     ],
 )
