@@ -64,18 +64,6 @@ def test_kernel_on_some_columns():
     torch.testing.assert_close(z[:, some], whole[:, some], rtol=2e-2, atol=2e-2)
 
 
-@kernel
-@pytest.mark.parametrize("each", [1, 2, 5])
-def test_parts_of_the_products(each):
-    z, *others = convert(inputs(5, 20, 7, 16, 8), DTYPES[0])
-    run = ops.outer_product_update.backends["triton"][0]
-    with torch.no_grad():
-        whole = run(z.clone(), *others)
-        parts = run(z, *others, part_bytes=each * 20 * 8 * 8 * z.element_size())
-    assert parts.data_ptr() == z.data_ptr()
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
-
-
 @on_a_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "n", "sequences"), [(40, 1000, 512), (17, 1201, 5120)])

@@ -265,6 +265,9 @@ def _attention(s: Sizes, x: int, width: int, limits: int) -> int:
     `width` of each of its projections.
 
     limits: of so many keys, where the kernel hides some.
+
+    Where wide projections normalise rows first (ops.triton.normed_linear), these are no wider than attention's result,
+    before which they are gone.
     """
     inside = 5 * width + 9 * limits if "gated_attention" in s.kernels else 6 * width  # sigmoid of the gate
     normed = 0 if "normed_linear" in s.kernels else x

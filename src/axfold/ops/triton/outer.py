@@ -70,49 +70,14 @@ def _why_not(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bia
 
 @outer_product_update.backend("triton", why_not=_why_not)
 def outer_product_update_triton(
-    z: Tensor,
-    a: Tensor,
-    b: Tensor,
-    count: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    tile: Tile | None = None,
-    part_bytes: int | None = None,
+    z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None
 ) -> Tensor:
-    """The products are written once and read once, in the order in which cuBLAS makes them.
-
-    part_bytes: of products at once, which then may still be in the cache when they are read; None is all of them
-    """
-    rows, positions, _ = z.shape
-    c = a.shape[-1]
-    out = torch.empty_like(z) if torch.is_grad_enabled() else z
-    if not z.numel():
-        return out
-    each = positions * c * c * z.element_size()
-    size = rows if part_bytes is None else min(max(part_bytes // each, 1), rows)
-    own, others = a.mT.reshape(rows * c, -1), b.flatten(-2)
-    product = z.new_empty(size * c, positions * c)
-    tile = tile or tiles.tile("outer_product_mean", z)
-    for start in range(0, rows, size):
-        some = slice(start, min(start + size, rows))
-        at_once = some.stop - start
-        torch.mm(own[start * c : some.stop * c], others, out=product[: at_once * c])
-        _update(z[some], product, count[some], weight, bias, out[some], c, tile)
-    return out
-
-
-def _update(
-    z: Tensor,
-    product: Tensor,
-    count: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    out: Tensor,
-    c: int,
-    tile: Tile,
-) -> None:
-    """What becomes of z and the products of these rows."""
+    """The products are written once and read once, in the order in which cuBLAS makes them."""
     rows, positions, c_z = z.shape
+    c = a.shape[-1]
+    product = torch.matmul(a.mT.reshape(rows * c, -1), b.flatten(-2))
+    out = torch.empty_like(z) if torch.is_grad_enabled() else z
+    tile = tile or tiles.tile("outer_product_mean", z)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         z,
         product,
@@ -133,3 +98,4 @@ def _update(
         num_warps=tile.warps,
         maxnreg=tile.registers,
     )
+    return out
