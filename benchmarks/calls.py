@@ -134,17 +134,21 @@ def alternatives(made: Made) -> Iterator[tuple[str, Callable[[], Any]]]:
             with mock.patch.object(attention_hopper, "LEAST_QUERIES", 1):
                 if why_not(*made.arguments) is None:
                     yield "hopper", lambda: hopper(*made.arguments)
+                    yield "hopper, behind", lambda: hopper(*made.arguments, behind=True)
         return
     x = made.arguments[0]
     c = x.shape[-1]
     width = len(made.arguments[3]) if made.op.name == "normed_linear" else c
+    if made.op.name == "normed_linear" and width >= 2 * c:
+        parts, _ = made.op.backends["parts"]
+        yield "parts", lambda: parts(*made.arguments)
     shapes = {
-        "normed_linear": [(128, 64, 8, 3), (64, 64, 4, 3), (128, 64, 4, 3), (64, 128, 4, 2), (128, 128, 8, 2)]
+        "normed_linear": [(128, 64, 8, 3), (64, 64, 4, 3), (64, 32, 4, 3), (128, 64, 4, 3), (64, 128, 4, 2)]
         if width > 32
         else [(128, 32, 8, 3), (64, 16, 4, 1), (32, 16, 4, 1), (128, 16, 4, 1), (64, 32, 4, 1)],
         "linear_residual": [
             (64, c, 4, 2, 2),
-            (64, c, 4, 1, 3),
+            (64, c, 8, 1, 1),
             (64, 64, 4, 1),
             (128, 64, 8, 2),
             (64, 64, 4, 2),
@@ -191,7 +195,7 @@ def build(calls: list[Made]) -> None:
 
 
 def _has_tiles(made: Made) -> bool:
-    return made.backend in ("triton", "hopper")
+    return made.backend in ("triton", "parts", "hopper", "hopper_long")
 
 
 def kernels(run: Callable[[], Any]) -> list[tuple[str, int, float]]:

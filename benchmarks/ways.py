@@ -23,10 +23,8 @@ from torch import Tensor
 
 import axfold
 from axfold import ops
-from axfold.ops.triton import tiles as table
-from axfold.ops.triton.attention_hopper import WAY, Way, gated_attention_hopper
+from axfold.ops.triton.attention_hopper import gated_attention_hopper
 from axfold.ops.triton.normed_linear import normed_linear_parts, normed_linear_triton
-from axfold.ops.triton.outer import outer_product_update_triton
 from axfold.ops.triton.tiles import Tile
 from axfold.ops.triton.triangle import triangle_operand_triton
 from machine import commit, device_name, file_name, write
@@ -35,22 +33,8 @@ from tiles import ending, linear, norm, normal, rates
 RESULTS = Path(__file__).parent / "results" / "ways"
 MIB = 1 << 20
 
-ATTENTIONS = tuple(
-    dict.fromkeys(
-        (
-            WAY,
-            Way(),
-            Way(behind=True),
-            Way(bias=True),
-            Way(sums=True),
-            Way(bias=True, behind=True),
-            Way(bias=True, sums=True),
-            *(Way(bias=True, sums=True, soft=soft, behind=True) for soft in range(4)),
-            Way(bias=True, soft=1, behind=True),
-            Way(bias=True, sums=True, soft=2),
-        )
-    )
-)
+BEHIND = {"plain": False, "behind": True}
+"""Ways of attention: is the product with the values waited for before or after the weights of the next keys?"""
 
 
 @dataclass(frozen=True)
@@ -69,18 +53,10 @@ class Measured:
     taken: Callable[[Tensor], Tensor] | None = None
 
 
-def described(way: object) -> str:
+def described(way: Tile | int) -> str:
     if isinstance(way, Tile):
         return "tile " + " ".join(f"{value or '-'}" for value in astuple(way))
-    if isinstance(way, Way):
-        parts = [
-            "bias" * way.bias,
-            "sums" * way.sums,
-            f"soft {way.soft}" * bool(way.soft),
-            "behind" * way.behind,
-        ]
-        return ", ".join(part for part in parts if part) or "plain"
-    return f"parts of {way} MiB" if way else "all at once"
+    return f"parts of {way} MiB"
 
 
 def some_of(x: Tensor, axis: int = 0) -> Tensor:
@@ -106,13 +82,14 @@ def attention(name: str, rows: int, n: int, heads: int, c: int, biased: bool = T
     mask = torch.ones((), device="cuda").expand(rows, n)
     given = (q, k, v, gate, mask)
 
-    def run(way: Way) -> Tensor:
-        return gated_attention_hopper(*given, bias, way)
+    def run(behind: bool) -> Tensor:
+        return gated_attention_hopper(*given, bias, behind)
 
-    ways = ATTENTIONS if biased else [way for way in ATTENTIONS if not way.bias or way.sums]
+    today = ops.gated_attention.backend_for(*given, bias) == "hopper_long"
+    ways = sorted(BEHIND, key=lambda way: BEHIND[way] != today)
     return Measured(
         name=f"attention, {name}, {rows} rows of {n}, {heads} x {c}",
-        ways={described(way): lambda way=way: run(way) for way in ways},
+        ways={way: lambda way=way: run(BEHIND[way]) for way in ways},
         operations=4.0 * rows * n * n * heads * c,
         moved=2.0 * rows * n * 5 * heads * c,
         compared=on_rows(ops.gated_attention, given, (bias,)),
@@ -126,14 +103,15 @@ def projection(
     x = ending(normal(n, rows, c)) if columns else normal(rows, n, c)
     weight, bias = linear(out, c)
     layer = (*norm(c), weight, None if out <= 16 else bias)
-    today = table.tile("normed_linear to few" if out <= 16 else "normed_linear", x)
+    given = x, *layer
     ways: dict[str, Callable[[], Tensor]] = {
-        described(tile): lambda tile=tile: normed_linear_triton(x, *layer, tile=tile)
-        for tile in dict.fromkeys([today, *some])
+        "one kernel": lambda: normed_linear_triton(*given),
+        **{described(tile): lambda tile=tile: normed_linear_triton(*given, tile=tile) for tile in some},
     }
-    if parts:
-        for size in (8, 16, 24, 32, 64, 4096):
-            ways[described(size)] = lambda size=size: normed_linear_parts(x, *layer, part_bytes=size * MIB)
+    for size in PARTS if parts else ():
+        ways[described(size)] = lambda size=size: normed_linear_parts(*given, part_bytes=size * MIB)
+    if ops.normed_linear.backend_for(*given) == "parts":  # today's first
+        ways = {"parts": lambda: normed_linear_parts(*given), **ways}
     return Measured(
         name=f"projection, {name}, {rows} rows of {n}, {c} to {out}",
         ways=ways,
@@ -141,38 +119,6 @@ def projection(
         moved=2.0 * rows * n * (c + out),
         compared=on_rows(ops.normed_linear, (x,), layer),
         taken=some_of,
-    )
-
-
-def outer(name: str, rows: int, columns: int, sequences: int) -> Measured:
-    z = normal(rows, columns, 128)
-    a, b = normal(rows, sequences, 32), normal(sequences, columns, 32)
-    count = torch.full((), float(sequences), device="cuda").expand(rows, columns)
-    layer = linear(128, 1024)
-    start = z.clone()
-
-    def run(size: int | None) -> Tensor:
-        part = None if size is None else size * MIB
-        return outer_product_update_triton(z, a, b, count, *layer, part_bytes=part)
-
-    def compared() -> tuple[Tensor, Tensor]:
-        z.copy_(start)
-        given = [some_of(start), some_of(a), b, some_of(count), *layer]
-        exact = ops.outer_product_update(*(x.double() for x in given), backend="reference")
-        return exact, ops.outer_product_update(*(x.clone() for x in given), backend="reference")
-
-    def taken(found: Tensor) -> Tensor:
-        rows = some_of(found).clone()
-        z.copy_(start)
-        return rows
-
-    return Measured(
-        name=f"outer product mean, {name}, {rows} x {columns}, {sequences} sequences",
-        ways={described(size): lambda size=size: run(size) for size in (None, 16, 24, 32, 48, 64, 128)},
-        operations=2.0 * rows * columns * 1024 * (sequences + 128),
-        moved=2.0 * (2 * z.numel() + a.numel() + b.numel()),
-        compared=compared,
-        taken=taken,
     )
 
 
@@ -224,6 +170,7 @@ WIDE = (
     Tile(64, 32, 4, 3),
     Tile(64, 32, 4, 2),
 )
+PARTS = (24, 64, 4096)
 FEW = (Tile(64, 16, 4, 1), Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(128, 64, 8, 3))
 
 
@@ -245,8 +192,6 @@ def cases(n: int) -> Iterator[Callable[[], Measured]]:
     yield lambda: projection("extra MSA", rows, n, 64, 256)
     yield lambda: projection("pair to bias", n, n, 128, 4, *FEW, parts=False)
     yield lambda: projection("pair to MSA's bias", n, n, 128, 8, *FEW, parts=False)
-    yield lambda: outer("MSA", min(rows, 512), n, 512)
-    yield lambda: outer("extra MSA", min(rows, 512), min(n, 409), 5120)
     yield lambda: triangle_product(n)
     yield lambda: triangle_context(n)
 
@@ -304,14 +249,14 @@ def compile_some(share: str) -> None:
     """Compiles a share of attention's kernels, of which each takes seconds, on small inputs."""
     first, step = map(int, share.split("/"))
     shapes = ((4, 32, True), (8, 32, True), (8, 8, True), (8, 32, False))
-    kernels = [(shape, way) for shape in shapes for way in ATTENTIONS]
-    for (heads, c, biased), way in kernels[first::step]:
+    kernels = [(shape, behind) for shape in shapes for behind in (False, True)]
+    for (heads, c, biased), behind in kernels[first::step]:
         try:
             q, k, v, gate = normal(2, 512, 4, heads, c).unbind(2)
             mask = torch.ones((), device="cuda").expand(2, 512)
-            gated_attention_hopper(q, k, v, gate, mask, normal(heads, 512, 512) if biased else None, way)
+            gated_attention_hopper(q, k, v, gate, mask, normal(heads, 512, 512) if biased else None, behind)
         except Exception as failure:  # it is told where it is timed
-            print(f"{way}: {failure}".splitlines()[0], file=sys.stderr)
+            print(f"{heads} x {c}: {failure}".splitlines()[0], file=sys.stderr)
 
 
 def compile_all(processes: int) -> None:
@@ -326,7 +271,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 1024])
     parser.add_argument("--only", default="", help="cases whose name begins with this")
-    parser.add_argument("--processes", type=int, default=12, help="that compile at once")
+    parser.add_argument("--processes", type=int, default=8, help="that compile at once")
     parser.add_argument("--compile", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="print alone, write nothing")
     return parser.parse_args()

@@ -14,10 +14,12 @@ from kernels import (
     on_a_gpu,
     transposed,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axfold import ops
 
 pytest.importorskip("triton")
+from axfold.ops.triton import tiles
 from axfold.ops.triton.normed_linear import normed_linear_parts
 
 
@@ -32,7 +34,7 @@ def test_reference_is_the_definition():
 @kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "n"), SIZES)
-@pytest.mark.parametrize(("c", "out"), [(16, 16), (64, 4), (32, 100), (128, 512), (256, 8)])
+@pytest.mark.parametrize(("c", "out"), [(16, 16), (64, 4), (64, 32), (32, 100), (128, 512), (256, 8)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_kernel(rows, n, c, out, biased, dtype):
     x, (weight, bias) = normal(rows, n, c), linear(out, c)
@@ -57,6 +59,29 @@ def test_parts(rows, n, biased, part_bytes, dtype):
         with torch.no_grad():
             found = normed_linear_parts(*numbers, part_bytes=part_bytes)
         assert (found - exact).norm() <= 2 * (reference - exact).norm()
+
+
+def test_many_positions_of_wide_layers_go_in_parts(monkeypatch):
+    monkeypatch.setattr(tiles, "gpu", lambda device: (90, 132))
+
+    def taken(positions, c, out, dtype=torch.bfloat16, learning=False):
+        x, norm, layer, bias = (
+            torch.empty(shape, dtype=dtype, device="cuda", requires_grad=learning)
+            for shape in ((4, positions // 4, c), (c,), (out, c), (out,))
+        )
+        for name, (_, why_not) in reversed(ops.normed_linear.backends.items()):
+            if why_not(x, norm, norm, layer, bias) is None:
+                return name
+
+    many = 1 << 16
+    with FakeTensorMode():
+        assert taken(many, 256, 1024) == "parts"
+        assert taken(many, 256, 512, torch.float16) == "parts"
+        assert taken(many - 4, 256, 1024) == "triton"
+        assert taken(many, 256, 508) == "triton"
+        assert taken(many, 128, 512) == "triton"
+        assert taken(many, 256, 1024, torch.float32) == "triton"
+        assert taken(many, 256, 1024, learning=True) == "reference"
 
 
 @on_a_gpu

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axfold.ops import cases, health, warmup
 from axfold.ops.cases import Call
@@ -104,6 +105,34 @@ def test_backends_are_those_of_the_protein(make, monkeypatch):
     assert asked == [(torch.bfloat16, {"length": warmup.MOST, "clusters": 10})]
 
 
+def test_backends_of_long_proteins_are_among_those_made_ready(monkeypatch):
+    """On Hopper, without the memory of a long protein."""
+    hopper = pytest.importorskip("axfold.ops.triton.attention_hopper")
+    monkeypatch.setattr(hopper.tiles, "gpu", lambda device: (90, 132))
+
+    def taken(residues: int) -> set[tuple[str, str]]:
+        found = set()
+        with FakeTensorMode():
+            for call in cases.calls(torch.bfloat16, length=residues, clusters=512):
+                arguments = [
+                    x if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+                    for x in call.arguments
+                ]
+                if call.of_network:
+                    memory = sum(x.untyped_storage().nbytes() for x in arguments if x is not None)
+                    assert memory < 64 << 20, call
+                backends = call.op.backends
+                name = next(name for name in reversed(backends) if not backends[name][1](*arguments))
+                found.add((call.op.name, name))
+        return found
+
+    long = {("gated_attention", "hopper_long"), ("gated_attention", "hopper"), ("normed_linear", "parts")}
+    assert taken(warmup.MOST) >= long
+    assert ("gated_attention", "hopper_long") not in taken(512)
+    assert ("normed_linear", "parts") not in taken(100)
+    assert taken(warmup.MOST) == taken(2 * warmup.MOST)
+
+
 @pytest.mark.gpu
 def test_all_kernels_of_a_network_are_ready(monkeypatch, tmp_path):
     """None is checked when the network calls it; prints what making them ready takes."""
@@ -133,5 +162,5 @@ def test_all_kernels_of_a_network_are_ready(monkeypatch, tmp_path):
                     )
                 )
             assert taken in ("triton", "hopper") or call.op.name == "add", call
-    # attention of few queries has another backend on Hopper
-    assert {name.partition(",")[0] for name in set(known) - ready} <= {"gated_attention"}
+    # few queries or positions have other backends
+    assert {name.partition(",")[0] for name in set(known) - ready} <= {"gated_attention", "normed_linear"}

@@ -265,6 +265,9 @@ def _attention(s: Sizes, x: int, width: int, limits: int) -> int:
     `width` of each of its projections.
 
     limits: of so many keys, where the kernel hides some.
+
+    Where wide projections normalise rows first (ops.triton.normed_linear), these are no wider than attention's result,
+    before which they are gone.
     """
     inside = 6 * width  # sigmoid of the gate
     if "gated_attention" in s.kernels:  # in float32 maybe keys and values in float16 too (ops.triton.tf32)

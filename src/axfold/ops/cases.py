@@ -328,7 +328,8 @@ class Call:
 def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: int = 32) -> Iterator[Call]:
     """Every op with all the channels that the network gives or would give it, where the trunk computes in `dtype`.
 
-    The structure module computes in at least float32. length: of rows, which are residues; clusters: of columns
+    The structure module computes in at least float32. length: of rows, which are residues; clusters: of columns. None
+    would need much memory: what is as large as a representation is one row expanded, and products have few summands.
     """
     rows, n = 2, length
     wide = torch.promote_types(dtype, torch.float32)
@@ -350,10 +351,11 @@ def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: 
         ("template", 64, 4, 16),
     )
     for name, c, heads, c_head in representations:
-        row, bias = x(rows, n, heads, c_head), x(heads, n, n)
+        row, bias = x(rows, n, heads, c_head), x(heads, 1, 1).expand(heads, n, n)
         yield Call(gated_attention, name, (row, row, row, row, mask, bias))
         layer = linear(4 * heads * c_head, c)
-        yield Call(normed_linear, f"{name}, to attention", (x(rows, n, c), *norm(c), *layer))
+        whole = x(1, n, c).expand(clusters, n, c) if name == "MSA" else x(rows, n, c)
+        yield Call(normed_linear, f"{name}, to attention", (whole, *norm(c), *layer))
         width = heads * c_head
         attended = x(rows, n, c), x(rows, n, width), *linear(c, width), None
         yield Call(linear_residual, f"{name}, from attention", attended)
@@ -373,7 +375,7 @@ def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: 
             transition, name, (x(rows, n, c), *norm(c), *linear(factor * c, c), *linear(c, factor * c))
         )
     for name, c in (("pair", 128), ("template", 64)):
-        z, products = x(rows, n, c), (x(c, rows, n), x(c, n, n))
+        z, products = x(rows, n, c), (x(c, rows, 32), x(c, n, 32))
         yield Call(triangle_operand, name, (z, mask, *norm(c), *linear(2 * c, c)))
         norms, outputs = (*norm(c), *norm(c)), (*linear(c, c), *linear(c, c))
         yield Call(triangle_update, name, (z, *products, *norms, *outputs, None))

@@ -20,7 +20,7 @@ from axfold.ops.cases import Call
 from axfold.ops.small import draw
 
 THREADS = max(2, min(24, os.cpu_count() or 1))
-MOST = 512  # residues or sequences: longer ones take the same backends
+MOST = 2048  # residues or sequences: longer ones take the same backends
 
 
 class Warmup:
@@ -75,7 +75,7 @@ class Warmup:
                 call.op.backend_for(*self._arguments(call))
 
     def _arguments(self, call: Call) -> list[Tensor | None]:
-        """As large as the network's own, but for the rows: which backend takes them depends on that."""
+        """As large as the network's own, but for most rows: which backend takes them depends on that."""
         return [
             None
             if x is None

@@ -42,7 +42,13 @@ class Tile:
 
 # numbers -> (least compute capability, most channels of a head, tile); the first that fits is taken
 TILES: dict[str, tuple[tuple[int, int, Tile], ...]] = {
-    "half": ((90, 64, Tile(128, 64, 8, 3, registers=128)), (0, 64, Tile(64, 64, 4, 2))),
+    "half": (
+        (100, 64, Tile(128, 64, 8, 3, registers=128)),
+        (90, 16, Tile(128, 64, 4, 3)),
+        (90, 32, Tile(64, 64, 4, 3, registers=128)),
+        (90, 64, Tile(128, 64, 8, 3, registers=128)),
+        (0, 64, Tile(64, 64, 4, 2)),
+    ),
     "fp16": ((90, 64, Tile(128, 64, 8, 3)), (0, 64, Tile(64, 64, 4, 2))),
     "float32": (
         (90, 32, Tile(128, 64, 8, 2)),

@@ -5,9 +5,6 @@ for 64 queries of a row, two rows for the same 128 queries, so that a tile of th
 group waits for its products the others take exponentials, of which there are many for the few channels of a head.
 """
 
-import struct
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -42,60 +39,6 @@ GROUP = gl.constexpr(16)  # pairs of rows before others, with all heads and quer
 REGISTERS = gl.constexpr(112)  # of a thread that computes
 
 
-@dataclass(frozen=True)
-class Way:
-    """Which units do the arithmetic around the two products: each of them is busy, but none is full.
-
-    bias: tensor cores add log2(e) times the bias, instead of three instructions for each of its numbers
-    sums: tensor cores sum the weights, as a product with ones
-    soft: of 8 exponentials so many are polynomials of plain arithmetic, as there are few units for exponentials
-    behind: the product with the values goes on until the weights of the next keys are made
-    """
-
-    bias: bool = False
-    sums: bool = False
-    soft: int = 0
-    behind: bool = False
-
-
-WAY = Way()
-
-
-_POLYNOMIAL = (0.99992807, 0.69326099, 0.24261117, 0.05517165)
-"""Whose greatest error relative to 2^f, 7.5e-5, is the least for f from -1/2 to 1/2."""
-
-
-@cache
-def _powers_code(soft: int) -> str:
-    """PTX of eight powers of two, the last `soft` of them without the units for exponentials.
-
-    x between -126 and 126 is u = x / 252 + 1/2; n is x rounded, as the last bits of x + 1.5 * 2^23, f what is left of
-    x; 2^f is a polynomial, to whose exponent n is added.
-    """
-    lines = [f"ex2.approx.ftz.f32 ${i}, ${8 + i};" for i in range(8 - soft)]
-    for i in range(8 - soft, 8):
-        lines += [
-            f"fma.rn.sat.f32 u, ${8 + i}, {_bits(1 / 252)}, {_bits(0.5)};",
-            f"fma.rn.f32 t, u, {_bits(252.0)}, {_bits(1.5 * 2**23 - 126)};",
-            f"add.f32 n, t, {_bits(126 - 1.5 * 2**23)};",
-            "neg.f32 n, n;",
-            f"fma.rn.f32 f, u, {_bits(252.0)}, n;",
-            f"fma.rn.f32 p, f, {_bits(_POLYNOMIAL[3])}, {_bits(_POLYNOMIAL[2])};",
-            f"fma.rn.f32 p, p, f, {_bits(_POLYNOMIAL[1])};",
-            f"fma.rn.f32 p, p, f, {_bits(_POLYNOMIAL[0])};",
-            "mov.b32 m, t;",
-            "shl.b32 m, m, 23;",
-            "mov.b32 e, p;",
-            "add.s32 e, e, m;",
-            f"mov.b32 ${i}, e;",
-        ]
-    return "{\n.reg .f32 u, t, n, f, p;\n.reg .b32 m, e;\n" + "\n".join(lines) + "\n}"
-
-
-def _bits(x: float) -> str:
-    return f"0f{struct.unpack('<I', struct.pack('<f', x))[0]:08X}"
-
-
 @triton.jit
 def _place(tile, rows, q_blocks, HEADS: tl.constexpr):
     """(first row, head, block of queries) of a tile. Neighbours take the same bias for other rows."""
@@ -113,7 +56,7 @@ def _load(
     HEADS: gl.constexpr, C: gl.constexpr, WIDTH: gl.constexpr, BIASED: gl.constexpr,
 ):  # fmt: skip
     """Bring what the others need, as soon as there is room for it."""
-    q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles, _ = tiles_of
+    q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles = tiles_of
     asked, answered, full, empty = barriers
     rows, queries, keys, tiles = sizes
     q_blocks, k_blocks = gl.cdiv(queries, QUERIES * PARTS), gl.cdiv(keys, KEYS)
@@ -155,19 +98,17 @@ def _load(
 @gluon.jit
 def _attend(
     INDEX: gl.constexpr, out, wrong, tiles_of, barriers, sizes,
-    HEADS: gl.constexpr, C: gl.constexpr, WIDTH: gl.constexpr, BIASED: gl.constexpr,
-    BIAS: gl.constexpr, SUMS: gl.constexpr, POWERS: gl.constexpr, BEHIND: gl.constexpr,
+    HEADS: gl.constexpr, C: gl.constexpr, WIDTH: gl.constexpr, BIASED: gl.constexpr, BEHIND: gl.constexpr,
 ):  # fmt: skip
     """sigmoid(gate) * softmax(C^-1/2 q kT + bias) v for one group of queries after the other.
 
     Weights are 2^logit as they are; where that was wrong, `wrong` says so (ops.triton.attention tells why).
     """
-    q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles, ones = tiles_of
+    q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles = tiles_of
     asked, answered, full, empty = barriers
     rows, queries, keys, tiles = sizes
     LOGITS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     MIXED: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
-    TOTAL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, MIXED, 2)
     ROW: gl.constexpr = INDEX // PARTS
     PART: gl.constexpr = INDEX % PARTS
@@ -191,10 +132,10 @@ def _attend(
         k_tile = k_tiles.index(stage * ROWS + ROW).permute((1, 0))
         logits = warpgroup_mma(q, k_tile, nothing, use_acc=False, is_async=True)
         logits = warpgroup_mma_wait(0, deps=[logits])
-        logits = _plus(logits, bias_tiles, stage * PARTS + PART, BIASED, BIAS, LOGITS)
+        logits = _plus(logits, bias_tiles, stage * PARTS + PART, BIASED, LOGITS)
         key = (k_blocks - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
         weights = gl.exp2(gl.where((key < keys)[None, :], logits, float("-inf")))
-        total = gl.zeros([QUERIES, 8], gl.float32, TOTAL) if SUMS else _sums(weights)
+        total = _sums(weights)
         weights = gl.convert_layout(weights.to(gl.bfloat16), WEIGHTS)
         for _ in range(1, k_blocks):
             before = step & (STAGES - 1)
@@ -204,44 +145,23 @@ def _attend(
             k_tile = k_tiles.index(stage * ROWS + ROW).permute((1, 0))
             logits = warpgroup_mma(q, k_tile, nothing, use_acc=False, is_async=True)
             mixed = warpgroup_mma(weights, v_tiles.index(before * ROWS + ROW), mixed, is_async=True)
-            if SUMS:
-                summed = gl.convert_layout(weights, gl.DotOperandLayout(0, TOTAL, 2))
-                total = warpgroup_mma(summed, ones, total, is_async=True)
-                logits = warpgroup_mma_wait(2, deps=[logits])
-            else:
-                logits = warpgroup_mma_wait(1, deps=[logits])
-            logits = _plus(logits, bias_tiles, stage * PARTS + PART, BIASED, BIAS, LOGITS)
-            made = _powers(logits, POWERS)
-            if not SUMS:
-                total += _sums(made)
+            logits = warpgroup_mma_wait(1, deps=[logits])
+            logits = _plus(logits, bias_tiles, stage * PARTS + PART, BIASED, LOGITS)
+            made = gl.exp2(logits)
+            total += _sums(made)
             if BEHIND:  # named by the wait, they are made before it
-                following = gl.convert_layout(made.to(gl.bfloat16), WEIGHTS)
-                if SUMS:
-                    mixed, total, following = warpgroup_mma_wait(0, deps=[mixed, total, following])
-                else:
-                    mixed, following = warpgroup_mma_wait(0, deps=[mixed, following])
-                weights = following
+                weights = gl.convert_layout(made.to(gl.bfloat16), WEIGHTS)
+                mixed, weights = warpgroup_mma_wait(0, deps=[mixed, weights])
             else:
-                if SUMS:
-                    mixed, total = warpgroup_mma_wait(0, deps=[mixed, total])
-                else:
-                    mixed = warpgroup_mma_wait(0, deps=[mixed])
+                mixed = warpgroup_mma_wait(0, deps=[mixed])
                 weights = gl.convert_layout(made.to(gl.bfloat16), WEIGHTS)
             mbarrier.arrive(empty.index(before), count=1)
         stage = step & (STAGES - 1)
         mixed = warpgroup_mma(weights, v_tiles.index(stage * ROWS + ROW), mixed, is_async=True)
-        if SUMS:
-            summed = gl.convert_layout(weights, gl.DotOperandLayout(0, TOTAL, 2))
-            total = warpgroup_mma(summed, ones, total, is_async=True)
-            mixed, total = warpgroup_mma_wait(0, deps=[mixed, total])
-        else:
-            mixed = warpgroup_mma_wait(0, deps=[mixed])
+        mixed = warpgroup_mma_wait(0, deps=[mixed])
         mbarrier.arrive(empty.index(stage), count=1)
         step += 1
-        if SUMS:  # eight times the same
-            whole = gl.convert_layout(gl.max(total, 1), gl.SliceLayout(1, MIXED))
-        else:
-            whole = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, MIXED))
+        whole = gl.convert_layout(gl.sum(total, 1), gl.SliceLayout(1, MIXED))
         opened = sigmoid(gate_tiles.index(slot * (ROWS * PARTS) + INDEX).load(MIXED).to(gl.float32))
         mbarrier.arrive(answered.index(slot), count=1)
         result = mixed * (1 / whole)[:, None] * opened
@@ -254,85 +174,12 @@ def _attend(
 
 
 @gluon.jit
-def _plus(logits, bias_tiles, at, BIASED: gl.constexpr, BIAS: gl.constexpr, LOGITS: gl.constexpr):
+def _plus(logits, bias_tiles, at, BIASED: gl.constexpr, LOGITS: gl.constexpr):
     """logits + log2(e) bias for a tile of keys."""
     if BIASED:
-        bias = bias_tiles.index(at).load(LOGITS)
-        if BIAS:
-            logits = _plus_by_products(logits, bias)
-        else:
-            scale = gl.full([QUERIES, KEYS], LOG2_E, gl.float32, LOGITS)
-            logits = gl.fma(bias.to(gl.float32), scale, logits)
+        scale = gl.full([QUERIES, KEYS], LOG2_E, gl.float32, LOGITS)
+        logits = gl.fma(bias_tiles.index(at).load(LOGITS).to(gl.float32), scale, logits)
     return logits
-
-
-@gluon.jit
-def _plus_by_products(logits, bias):
-    """logits + log2(e) bias: tensor cores multiply tiles of 16 x 8 numbers of the bias by a diagonal matrix.
-
-    A thread holds the bias as these products want it, and the logits as they give them. log2(e) is the sum of two
-    numbers of bfloat16 but for 5e-6, in a matrix each; of these a thread holds (2 l, j) and (2 l + 1, j), where j is
-    its lane / 4 and l the rest.
-    """
-    first = _diagonal(0x3FB9, logits)  # 1.4453125
-    second = _diagonal(0xBB2C, logits)  # -0.00262451171875
-    return gl.inline_asm_elementwise(
-        """{
-        mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$8, $9}, {$10}, {$4, $5, $6, $7};
-        mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$8, $9}, {$14}, {$0, $1, $2, $3};
-        }""",
-        "=&f,=&f,=&f,=&f,f,f,f,f,r,r,r,r,r,r,r,r,r,r",
-        [logits, bias, first, second],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=4,
-    )
-
-
-@gluon.jit
-def _diagonal(BITS: gl.constexpr, like):
-    """What this thread holds of a diagonal matrix [8, 8] of one bfloat16 number."""
-    bits = gl.full(like.shape, BITS, gl.int32, like.type.layout)
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .b32 lane, place, low, high;
-        .reg .pred here;
-        mov.u32 lane, %laneid;
-        shr.u32 place, lane, 2;
-        and.b32 lane, lane, 3;
-        shl.b32 lane, lane, 1;
-        setp.eq.u32 here, place, lane;
-        selp.b32 low, $1, 0, here;
-        add.u32 lane, lane, 1;
-        setp.eq.u32 here, place, lane;
-        selp.b32 high, $1, 0, here;
-        shl.b32 high, high, 16;
-        or.b32 $0, low, high;
-        }""",
-        "=r,r",
-        [bits],
-        dtype=gl.int32,
-        is_pure=True,
-        pack=1,
-    )
-
-
-@gluon.jit
-def _powers(x, POWERS: gl.constexpr):
-    """2^x, by `_powers_code` some of them by a polynomial whose error is 7.5e-5, a twentieth of what bfloat16 cuts off.
-
-    That takes x under -126 and over 126 for -126 and 126, which makes sums that are found to be wrong too.
-    """
-    if POWERS == "":
-        return gl.exp2(x)
-    return gl.inline_asm_elementwise(
-        POWERS,
-        "=f,=f,=f,=f,=f,=f,=f,=f,f,f,f,f,f,f,f,f",
-        [x],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=8,
-    )
 
 
 @gluon.jit
@@ -344,8 +191,7 @@ def _sums(x):
 @gluon.jit(do_not_specialize=["rows", "queries", "keys", "tiles"])
 def _kernel(
     q, k, v, gate, bias, out, wrong, rows, queries, keys, tiles,
-    HEADS: gl.constexpr, C: gl.constexpr, WIDTH: gl.constexpr, BIASED: gl.constexpr,
-    BIAS: gl.constexpr, SUMS: gl.constexpr, POWERS: gl.constexpr, BEHIND: gl.constexpr,
+    HEADS: gl.constexpr, C: gl.constexpr, WIDTH: gl.constexpr, BIASED: gl.constexpr, BEHIND: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = 2 * ROWS * PARTS
     q_tiles = gl.allocate_shared_memory(gl.bfloat16, [SLOTS, QUERIES, WIDTH], q.layout)
@@ -356,13 +202,6 @@ def _kernel(
         bias_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * PARTS, QUERIES, KEYS], bias.layout)
     else:
         bias_tiles = k_tiles
-    if SUMS:
-        FLAT: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
-        SWIZZLED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-        one = gl.full([8, KEYS], 1.0, gl.bfloat16, FLAT)
-        ones = gl.allocate_shared_memory(gl.bfloat16, [8, KEYS], SWIZZLED, one).permute((1, 0))
-    else:
-        ones = k_tiles
     asked = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     answered = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -374,88 +213,16 @@ def _kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=ROWS * PARTS)
     fence_async_shared()
-    tiles_of = (q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles, ones)
+    tiles_of = (q_tiles, gate_tiles, k_tiles, v_tiles, bias_tiles)
     barriers = (asked, answered, full, empty)
     sizes = (rows, queries, keys, tiles)
     gl.warp_specialize(
         [
             (_load, (q, k, v, gate, bias, tiles_of, barriers, sizes, HEADS, C, WIDTH, BIASED)),
-            (
-                _attend,
-                (
-                    0,
-                    out,
-                    wrong,
-                    tiles_of,
-                    barriers,
-                    sizes,
-                    HEADS,
-                    C,
-                    WIDTH,
-                    BIASED,
-                    BIAS,
-                    SUMS,
-                    POWERS,
-                    BEHIND,
-                ),
-            ),
-            (
-                _attend,
-                (
-                    1,
-                    out,
-                    wrong,
-                    tiles_of,
-                    barriers,
-                    sizes,
-                    HEADS,
-                    C,
-                    WIDTH,
-                    BIASED,
-                    BIAS,
-                    SUMS,
-                    POWERS,
-                    BEHIND,
-                ),
-            ),
-            (
-                _attend,
-                (
-                    2,
-                    out,
-                    wrong,
-                    tiles_of,
-                    barriers,
-                    sizes,
-                    HEADS,
-                    C,
-                    WIDTH,
-                    BIASED,
-                    BIAS,
-                    SUMS,
-                    POWERS,
-                    BEHIND,
-                ),
-            ),
-            (
-                _attend,
-                (
-                    3,
-                    out,
-                    wrong,
-                    tiles_of,
-                    barriers,
-                    sizes,
-                    HEADS,
-                    C,
-                    WIDTH,
-                    BIASED,
-                    BIAS,
-                    SUMS,
-                    POWERS,
-                    BEHIND,
-                ),
-            ),
+            (_attend, (0, out, wrong, tiles_of, barriers, sizes, HEADS, C, WIDTH, BIASED, BEHIND)),
+            (_attend, (1, out, wrong, tiles_of, barriers, sizes, HEADS, C, WIDTH, BIASED, BEHIND)),
+            (_attend, (2, out, wrong, tiles_of, barriers, sizes, HEADS, C, WIDTH, BIASED, BEHIND)),
+            (_attend, (3, out, wrong, tiles_of, barriers, sizes, HEADS, C, WIDTH, BIASED, BEHIND)),
         ],
         [4, 4, 4, 4],
         [REGISTERS, REGISTERS, REGISTERS, REGISTERS],
@@ -539,6 +306,9 @@ def _one_again(
 LEAST_QUERIES = 384
 """Of a call that is worth it: its descriptors take the CPU as long as some hundred queries take the GPU."""
 
+LONG = ((2048, 4), (1024, 8))
+"""(least keys, least heads) with which a product with the values is best left to go on: measured values, as data."""
+
 
 def _why_not(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
@@ -579,10 +349,13 @@ def gated_attention_hopper(
     gate: Tensor,
     mask: Tensor,
     bias: Tensor | None = None,
-    way: Way = WAY,
+    behind: bool = False,
 ) -> Tensor:
     """One kernel, and one that looks whether anything is to be done again. What does not begin at a multiple of 16
-    bytes is copied before, and a bias whose rows do not."""
+    bytes is copied before, and a bias whose rows do not.
+
+    behind: the product with the values goes on until the weights of the next keys are made
+    """
     q, k, v, gate = (x.clone() if x.data_ptr() % 16 else x for x in (q, k, v, gate))
     rows, queries, heads, channels = q.shape
     keys, width = k.shape[1], max(channels, 16)
@@ -616,10 +389,7 @@ def gated_attention_hopper(
         C=channels,
         WIDTH=width,
         BIASED=bias is not None,
-        BIAS=way.bias,
-        SUMS=way.sums,
-        POWERS=_powers_code(way.soft) if way.soft else "",
-        BEHIND=way.behind,
+        BEHIND=behind,
         num_warps=4,
     )
     _again[(2 * multiprocessors,)](
@@ -644,6 +414,24 @@ def gated_attention_hopper(
         num_warps=4,
     )
     return out
+
+
+def _long_why_not(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> str | None:
+    if (reason := _why_not(q, k, v, gate, mask, bias)) is not None:
+        return reason
+    if not any(k.shape[1] >= keys and k.shape[2] >= heads for keys, heads in LONG):
+        return "rows are so short that products are better waited for"
+    return None
+
+
+@gated_attention.backend("hopper_long", why_not=_long_why_not)
+def gated_attention_hopper_long(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The same for long rows, in another order. A backend of its own, so that it is checked as it is compiled."""
+    return gated_attention_hopper(q, k, v, gate, mask, bias, behind=True)
 
 
 def _described(x: Tensor, block: tuple[int, int]) -> Any:

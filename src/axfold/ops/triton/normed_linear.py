@@ -1,6 +1,6 @@
 """LayerNorm and a projection in one kernel: the normalised representation is never written.
 
-Or in two, a few rows at a time, so that the normalised rows are still in the cache when cuBLAS multiplies them.
+Or, for wide layers of many channels, LayerNorm by a kernel and the product by cuBLAS, some rows at a time.
 """
 
 from typing import Any
@@ -17,8 +17,14 @@ from axfold.ops.triton.common import normalize, place, recorded, why_not
 from axfold.ops.triton.gradients import norm_backward, normed
 from axfold.ops.triton.tiles import Tile
 
-PART_BYTES = 16 << 20
-"""Of normalised rows at once: with what is made of them, not more than caches of data centres' GPUs hold."""
+NARROW = (4, 16, 32)
+"""Channels of a layer up to which it has tiles of its own."""
+
+PART_BYTES = 64 << 20
+"""Of normalised rows at once. Larger parts are little faster, smaller ones do not fill the GPU."""
+
+PART_CHANNELS, PART_POSITIONS = 256, 1 << 16
+"""Of a representation whose wide layers are so faster: fewer channels leave one kernel near its floor."""
 
 
 @triton.jit(do_not_specialize=["positions"])
@@ -83,47 +89,6 @@ def _why_not(
     return why_not(x, norm_weight, norm_bias, weight, bias, channels=x.shape[-1:])
 
 
-def _parts_why_not(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> str | None:
-    if x.dtype == torch.float32:
-        return "it has half precision alone"
-    if recorded(x, norm_weight, norm_bias, weight, bias):
-        return "it has no backward"
-    return _why_not(x, norm_weight, norm_bias, weight, bias)
-
-
-@normed_linear.backend("parts", why_not=_parts_why_not)
-def normed_linear_parts(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    part_bytes: int = PART_BYTES,
-) -> Tensor:
-    """Rows of `part_bytes` are normalised, and multiplied from the cache; their place serves the next ones."""
-    rows, positions, c = x.shape
-    out = x.new_empty(rows, positions, len(weight))
-    if not out.numel():
-        return out
-    size = min(max(part_bytes // (positions * c * x.element_size()), 1), rows)
-    normed = x.new_empty(size, positions, c)
-    block = 4096 // c
-    layer = weight.t()
-    for start in range(0, rows, size):
-        some = min(size, rows - start)
-        _normalized[(some * triton.cdiv(positions, block),)](
-            x[start:], norm_weight, norm_bias, normed, positions, *x.stride()[:2], C=c, BLOCK=block, num_warps=4
-        )  # fmt: skip
-        source, target = normed[:some].flatten(0, 1), out[start : start + some].flatten(0, 1)
-        if bias is None:
-            torch.mm(source, layer, out=target)
-        else:
-            torch.addmm(bias, source, layer, out=target)
-    return out
-
-
 @normed_linear.backend("triton", why_not=_why_not)
 def normed_linear_triton(
     x: Tensor,
@@ -141,7 +106,9 @@ def normed_linear_triton(
     rows, positions, c = x.shape
     width = len(weight)
     out = x.new_empty(rows, positions, width)
-    tile = tile or tiles.tile("normed_linear to few" if width <= 16 else "normed_linear", x)
+    if tile is None:
+        narrow = next((f" to {most}" for most in NARROW if width <= most), "")
+        tile = tiles.tile("normed_linear" + narrow, x)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         x,
         norm_weight,
@@ -186,3 +153,50 @@ class _NormedLinear(torch.autograd.Function):
         to_weight = grad.mT @ normed(x, norm_weight, norm_bias)
         to_bias = grad.sum(0) if ctx.needs_input_grad[4] else None
         return *norm_backward(x, norm_weight, grad @ weight), to_weight, to_bias, None
+
+
+def _parts_why_not(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> str | None:
+    if (reason := _why_not(x, norm_weight, norm_bias, weight, bias)) is not None:
+        return reason
+    if x.dtype == torch.float32:
+        return "it has half precision alone"
+    if recorded(x, norm_weight, norm_bias, weight, bias):
+        return "it has no backward"
+    if x.shape[-1] != PART_CHANNELS or len(weight) < 2 * PART_CHANNELS:
+        return f"one kernel is faster but for a wide layer of {PART_CHANNELS} channels"
+    if x.shape[0] * x.shape[1] < PART_POSITIONS:
+        return f"one kernel is as fast under {PART_POSITIONS} positions"
+    return None
+
+
+@normed_linear.backend("parts", why_not=_parts_why_not)
+def normed_linear_parts(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    part_bytes: int = PART_BYTES,
+) -> Tensor:
+    """Rows of `part_bytes` are normalised and multiplied; their place serves the next ones."""
+    rows, positions, c = x.shape
+    out = x.new_empty(rows, positions, len(weight))
+    if not out.numel():
+        return out
+    size = min(max(part_bytes // (positions * c * x.element_size()), 1), rows)
+    normed = x.new_empty(size, positions, c)
+    block = 4096 // c
+    layer = weight.t()
+    for start in range(0, rows, size):
+        some = min(size, rows - start)
+        _normalized[(some * triton.cdiv(positions, block),)](
+            x[start:], norm_weight, norm_bias, normed, positions, *x.stride()[:2], C=c, BLOCK=block, num_warps=4
+        )  # fmt: skip
+        source, target = normed[:some].flatten(0, 1), out[start : start + some].flatten(0, 1)
+        if bias is None:
+            torch.mm(source, layer, out=target)
+        else:
+            torch.addmm(bias, source, layer, out=target)
+    return out

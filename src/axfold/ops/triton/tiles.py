@@ -115,11 +115,10 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
         "fp16": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
     },
-    "normed_linear to few": {  # at most 16 channels
-        "half": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2))),
-        "fp16": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2))),
-        "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
-    },
+    # narrow layers, of at most so many channels: ops.triton.normed_linear
+    "normed_linear to 4": {"half": ((90, 256, Tile(32, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2)))},
+    "normed_linear to 16": {"half": ((90, 256, Tile(64, 16, 4, 1)), (0, 256, Tile(64, 16, 4, 2)))},
+    "normed_linear to 32": {"half": ((90, 256, Tile(64, 32, 4, 1)), (0, 256, Tile(64, 32, 4, 2)))},
     "invariant_point_attention": {
         "half": (
             (100, 256, Tile(32, 0, 4, 2)),
@@ -182,7 +181,7 @@ def products(dtype: torch.dtype) -> str:
 def tile(op: str, x: torch.Tensor) -> Tile:
     """The tile of an op for x, whose last axis is the channels."""
     capability = generation(gpu(x.device)[0])
-    table = TILES[op].get(numbers(x.dtype), TILES[op]["float32"])
+    table = TILES[op].get(numbers(x.dtype)) or TILES[op]["float32"]
     return next(tile for least, most, tile in table if capability >= least and x.shape[-1] <= most)
 
 
