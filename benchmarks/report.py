@@ -1,4 +1,5 @@
-"""Writes docs/benchmarks.md and its pictures from benchmarks/results: the newest result of each device and setting.
+"""Writes docs/benchmarks.md and its pictures from benchmarks/results: the newest result of each device and setting;
+and the tables of docs/experiments.md.
 
 Folders in it: `cold` is benchmarks/cold.py's, `ops` that of benchmarks/ops.py; `earlier` has numbers of other packages
 that were measured without axfold beside them.
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import experiments_page
 import floors
 from throughput_page import many_proteins, small_proteins
 from training_page import training
@@ -302,7 +304,9 @@ def page(folder: Path) -> str:
 
 def main() -> None:
     PAGE.write_text(page(RESULTS), "utf-8")
-    for path in [PAGE, *draw(compared(RESULTS), PAGE.parent)]:
+    experiments = experiments_page.PAGE
+    experiments.write_text(experiments_page.page(experiments.read_text("utf-8"), RESULTS), "utf-8")
+    for path in [PAGE, experiments, *draw(compared(RESULTS), PAGE.parent)]:
         print(f"written: {path}")
 
 

@@ -311,7 +311,7 @@ def main() -> None:
     }
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     about = {"date": date, "device": device_name(device), "versions": versions, "rates": speed}
-    path = RESULTS / file_name(date, device)
+    path = RESULTS / file_name(f"{datetime.now(UTC):%Y-%m-%d-%H%M%S}", device)
     write(path, {**about, "measured": found})
     print(f"written: {path}")
 

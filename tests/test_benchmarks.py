@@ -135,6 +135,43 @@ def test_a_device_without_tf32_is_told() -> None:
     assert re.match(r"--precision tf32: .+ has none\.", done.stderr)
 
 
+def test_the_experiments_have_the_results(report: ModuleType, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    experiments = report.experiments_page
+    assert experiments.page(text, BENCHMARKS / "results") == text
+    about = {"date": "2026-01-02", "device": "a GPU"}
+    some = [("slow", 2e-3, True), *((f"way {i}", i * 1e-4, False) for i in range(1, 6))]
+    measured = [
+        {
+            "case": "a case",
+            "way": way,
+            "seconds": x,
+            "today": today,
+            "operations_per_second": 2e9 / x,
+            "residues": 7,
+        }
+        for way, x, today in some
+    ]
+    failed = {"case": "a case", "way": "none", "today": False, "failed": "no"}
+    made = [
+        {"call": "worth it", "times": 3, "seconds": 1e-5, "tiles": {"64 64": 9e-6, "1 1": "no"}},
+        {"call": "not worth it", "times": 3, "seconds": 1e-5, "tiles": {"64 64": 9.9e-6}},
+        {"call": "without", "times": 3, "seconds": 1e-5},
+    ]
+    for name, result in {
+        "ways": {**about, "versions": {"axfold": "1"}, "measured": [*measured, failed]},
+        "calls": {**about, "axfold": "1", "measured": [{"residues": 7, "calls": made}]},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "some.json").write_text(json.dumps(result), "utf-8")
+    page = experiments.page(text, tmp_path)
+    fastest = "; ".join(f"way {i} 0.{i}00" for i in range(1, 5))
+    assert f"| a case | {fastest}; **slow** 2.000 | 6 | 20 |" in page
+    assert "| 7 | worth it | 3 | 10.0 | 64 64 | 9.0 |" in page
+    assert "not worth it" not in page
+    assert experiments.page(page, BENCHMARKS / "results") == text
+
+
 def test_the_page_is_that_of_the_results(report: ModuleType) -> None:
     assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == report.page(BENCHMARKS / "results")
 
