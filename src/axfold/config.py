@@ -159,11 +159,36 @@ _MONOMER = {  # named as in supplement Table 5
     "model_5": Config(name="model_5"),  # 1.2.3
 }
 
-PRESETS: dict[str, Config] = _MONOMER | {
+_PTM_MONOMER = {
     f"{name}_ptm": replace(config, name=f"{name}_ptm", model=replace(config.model, heads=_PTM))
     for name, config in _MONOMER.items()
 }
-"""Every model by its name; `model_N_ptm` also predicts its aligned error (supplement 1.9.7)."""
+
+# Every size is our own choice: as little as a GPU trains in minutes and a CPU runs in seconds. What costs the time of
+# training is the pair representation's traffic, so that it is narrow; the MSA's channels are cheap at this depth.
+_DEMO_PAIR = TriangleStack(c_attention=16, c_multiplication=64, transition_factor=2)
+_DEMO_STACK = MsaStack(
+    blocks=6, heads=4, c_attention=32, c_outer_product=16, transition_factor=2, pair=_DEMO_PAIR
+)
+_DEMO = Config(
+    name="demo",
+    model=Model(
+        c_m=128,
+        c_z=64,
+        c_e=32,
+        c_s=128,
+        extra_stack=replace(
+            _DEMO_STACK, blocks=1, c_attention=8, c_outer_product=8, global_column_attention=True
+        ),
+        evoformer=_DEMO_STACK,
+        structure=StructureModule(layers=4, heads=8, c_angles=64),
+        heads=replace(_PTM, c_plddt=64),
+    ),
+    data=Data(msa_clusters=64, extra_msa=128),
+)
+
+PRESETS: dict[str, Config] = _MONOMER | _PTM_MONOMER | {_DEMO.name: _DEMO}
+"""Every model by its name; `model_N_ptm` and `demo` also predict their aligned error (supplement 1.9.7)."""
 
 CASP14_ENSEMBLES = 8
 """Features sampled and averaged in each pass in the CASP14 runs (config: monomer_casp14)."""
