@@ -44,7 +44,16 @@ def known_of(features: dict[str, torch.Tensor], seed: int) -> tuple[torch.Tensor
     true_msa = torch.randint(0, 22, (rows, n), generator=g)
     masked = (torch.rand(rows, n, generator=g) > 0.7).double()
     numbers = torch.tensor(2.0 + seed, dtype=torch.float64), torch.tensor(float(seed), dtype=torch.float64)
-    return aatype, features["residue_index"], features["seq_mask"], positions, mask, *numbers, true_msa, masked
+    return (
+        aatype,
+        features["residue_index"],
+        features["seq_mask"],
+        positions,
+        mask,
+        *numbers,
+        true_msa,
+        masked,
+    )
 
 
 def fill(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -20,9 +20,7 @@ from axfold.train.labels import Labels
 from axfold.train.loss import Losses, head_logits, losses
 
 
-def gradients(
-    network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss
-) -> Losses:
+def gradients(network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss) -> Losses:
     """The losses of the last of these passes; their mean's gradient is added to that of the parameters.
 
     passes: the features of each pass, with a leading batch axis; all but the last recycle without a gradient
@@ -66,7 +64,9 @@ def compile_blocks(network: AlphaFold) -> None:
     weight = network.structure.project.weight
     residue = torch.zeros(1, dtype=torch.long, device=weight.device)
     frame = Rigid(torch.eye(3).to(weight)[None], weight.new_zeros(1, 3))
-    groups = frames_of_torsions(frame, weight.new_zeros(1, 7, 2), residue)  # what is compiled finds its tables
+    groups = frames_of_torsions(
+        frame, weight.new_zeros(1, 7, 2), residue
+    )  # what is compiled finds its tables
     atom14_of_frames(groups, residue)
     for block in (*network.trunk.extra_stack.blocks, *network.trunk.evoformer.blocks):
         block.compile(**COMPILE)
@@ -111,7 +111,7 @@ class _Recording:
     ):
         device = network.trunk.single.weight.device
         self.features = {name: x.to(device, copy=True) for name, x in features.items()}
-        self.labels = _on(labels, device)
+        self.labels = moved(labels, device)
         self.recycled = network._nothing(self.features)
         random = torch.cuda.get_rng_state(device)
         trained = [p for p in network.parameters() if p.requires_grad]
@@ -128,7 +128,9 @@ class _Recording:
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            for _ in range(warm):  # compiles, makes tables and the gradients, and lets libraries set themselves up
+            for _ in range(
+                warm
+            ):  # compiles, makes tables and the gradients, and lets libraries set themselves up
                 run_recycle()
                 run_last()
         torch.cuda.current_stream(device).wait_stream(aside)
@@ -153,7 +155,9 @@ class _Recording:
             mine.zero_()
         for mine, new in zip(tensors(self.labels), tensors(labels), strict=True):
             mine.copy_(new, non_blocking=True)
-        for features, graph in zip(passes, [self.graphs[0]] * (len(passes) - 1) + [self.graphs[1]], strict=True):
+        for features, graph in zip(
+            passes, [self.graphs[0]] * (len(passes) - 1) + [self.graphs[1]], strict=True
+        ):
             for name, mine in self.features.items():
                 mine.copy_(features[name], non_blocking=True)
             graph.replay()
@@ -171,7 +175,7 @@ def tensors(labels: Labels) -> Iterator[Tensor]:
             yield value
 
 
-def _on(labels: Labels, device: torch.device) -> Labels:
+def moved(labels: Labels, device: torch.device) -> Labels:
     """A copy on a device."""
 
     def copy(x: Tensor) -> Tensor:
