@@ -93,7 +93,7 @@ def proteins():
 
 
 def test_a_padded_batch_is_each_protein_alone(network, proteins):
-    passes, known = proteins
+    passes, _ = proteins
     batch = [stacked([padded(features) for features in both]) for both in passes]
     recycled = step.recycle(network, batch[0], None)
     together = network([batch[1]], recycled)

@@ -21,7 +21,8 @@ class Op:
     """A function of tensors, defined by a plain PyTorch reference; backends that are faster register beside it.
 
     A call takes the backend that was registered last and can take it; the reference can always, and is what
-    torch.compile sees. A backend that is checked must have computed what the reference does, once on this machine: see `health`.
+    torch.compile sees. A backend that is checked must have computed what the reference does, once on this machine: see
+    `health`.
     """
 
     def __init__(self, reference: Callable[..., Any]):
