@@ -170,8 +170,11 @@ _DEMO_PAIR = TriangleStack(c_attention=16, c_multiplication=64, transition_facto
 _DEMO_STACK = MsaStack(
     blocks=6, heads=4, c_attention=32, c_outer_product=16, transition_factor=2, pair=_DEMO_PAIR
 )
+DEMO = "demo"
+"""The model whose parameters come with axfold."""
+
 _DEMO = Config(
-    name="demo",
+    name=DEMO,
     model=Model(
         c_m=128,
         c_z=64,
@@ -187,7 +190,7 @@ _DEMO = Config(
     data=Data(msa_clusters=64, extra_msa=128),
 )
 
-PRESETS: dict[str, Config] = _MONOMER | _PTM_MONOMER | {_DEMO.name: _DEMO}
+PRESETS: dict[str, Config] = _MONOMER | _PTM_MONOMER | {DEMO: _DEMO}
 """Every model by its name; `model_N_ptm` and `demo` also predict their aligned error (supplement 1.9.7)."""
 
 CASP14_ENSEMBLES = 8

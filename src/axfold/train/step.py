@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def last(
     return Losses(found.total.detach(), {name: term.detach() for name, term in found.terms.items()})
 
 
-COMPILE = {"dynamic": False}
+COMPILE: dict[str, Any] = {"dynamic": False}
 
 
 def compile_blocks(network: AlphaFold) -> None:
@@ -107,7 +108,7 @@ class _Recording:
         labels: Labels,
         weights: config.Loss,
         warm: int,
-        pool: tuple[int, int] | None,
+        pool: Any,
     ):
         device = network.trunk.single.weight.device
         self.features = {name: x.to(device, copy=True) for name, x in features.items()}
@@ -178,16 +179,12 @@ def tensors(labels: Labels) -> Iterator[Tensor]:
 def moved(labels: Labels, device: torch.device) -> Labels:
     """A copy on a device."""
 
-    def copy(x: Tensor) -> Tensor:
-        return x.to(device, copy=True)
+    def copy(x: Any) -> Any:
+        return (
+            Rigid(copy(x.rotation), copy(x.translation)) if isinstance(x, Rigid) else x.to(device, copy=True)
+        )
 
-    values = {field.name: getattr(labels, field.name) for field in fields(labels)}
-    return Labels(
-        **{
-            name: Rigid(copy(x.rotation), copy(x.translation)) if isinstance(x, Rigid) else copy(x)
-            for name, x in values.items()
-        }
-    )
+    return Labels(**{field.name: copy(getattr(labels, field.name)) for field in fields(labels)})
 
 
 def _of(recycled: Recycled) -> tuple[Tensor, Tensor, Tensor]:
