@@ -27,6 +27,8 @@ weights = typer.Typer(
     help="The released parameters: where they are, and how they come here.", no_args_is_help=True
 )
 app.add_typer(weights, name="weights")
+train = typer.Typer(help="Training: data, runs, and what comes of them.", no_args_is_help=True)
+app.add_typer(train, name="train")
 
 P = ParamSpec("P")
 
@@ -343,6 +345,244 @@ def convert(
 
     done = run(find(model, source), model, out)
     typer.echo(f"{done.path}: {done.model}, {done.parameters} parameters of {done.values:,} numbers")
+
+
+@train.command("prepare")
+@_command
+def train_prepare(
+    structures: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="STRUCTURES",
+            help="mmCIF and PDB files, folders and tar files of them, and tables (.csv) of which to take.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write, the store.")],
+    msas: Annotated[
+        list[Path] | None,
+        typer.Option("--msas", help="Folder or tar file of NAME.a3m or of folders of a search; repeatable."),
+    ] = None,
+    duplicates: Annotated[
+        Path | None,
+        typer.Option("--duplicates", help="File whose lines name chains of one sequence and alignment."),
+    ] = None,
+    clusters: Annotated[
+        Path | None, typer.Option("--clusters", help="File whose lines name chains of similar sequences.")
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option("--set", help="experimental, or any name for predictions (self-distillation)."),
+    ] = "experimental",
+    split: Annotated[
+        str, typer.Option("--split", help="Of chains for which no table says another.")
+    ] = "train",
+    template_mmcifs: Annotated[
+        Path | None,
+        typer.Option("--template-mmcifs", help="Folder with the mmCIF files of the hits in searches' hhr."),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option("--max-rows", help="First rows to keep of each alignment.", min=1)
+    ] = None,
+    min_length: Annotated[int, typer.Option("--min-length", help="Residues with a backbone.", min=1)] = 16,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Residues.", min=1)] = None,
+    min_plddt: Annotated[
+        float, typer.Option("--min-plddt", help="Mask residues of predictions below this.")
+    ] = 50.0,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. Default: one for each core.", min=0)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+) -> None:
+    """Make a training store of structures and their alignments; say what is left out, and why."""
+    from axfold import console
+    from axfold.train import prepare
+
+    request = prepare.Options(
+        structures=tuple(structures),
+        out=out,
+        msas=tuple(msas or ()),
+        duplicates=duplicates,
+        clusters=clusters,
+        set=kind,
+        split=split,
+        max_rows=max_rows,
+        min_length=min_length,
+        max_length=max_length,
+        template_mmcifs=template_mmcifs,
+        min_plddt=min_plddt,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    with console.display() as display:
+        display.begin(out.name)
+        summary = prepare.prepare(
+            request, lambda done, total: display.progress(done / total, f"{done:,} of {total:,} files")
+        )
+        display.end()
+    typer.echo(summary.text())
+
+
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder that `axfold train prepare` made.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Processes that make samples. Default: the cores that there are.", min=0),
+]
+
+
+@train.command("run")
+@_command
+def train_run(
+    store: Store,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the run. One that has a checkpoint is gone on with."),
+    ],
+    model: Annotated[str, typer.Option("--preset", "--model", help="The network: model_1, demo, ...")],
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="initial, fine_tuning or demo: what is not set below.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Parameters to begin with, as --params. Default: random.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Stop after so many, earlier runs' included.", min=1)
+    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so many.", min=0)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Samples in a step.", min=1)] = None,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", help="Of them, through the network together.", min=1)
+    ] = None,
+    crop: Annotated[int | None, typer.Option("--crop", help="Residues.", min=4)] = None,
+    max_msa: Annotated[
+        str | None, typer.Option("--max-msa", help="CLUSTERS:EXTRA, rows of the MSA, such as 128:1024.")
+    ] = None,
+    recycles: Annotated[int | None, typer.Option("--recycles", help="At most.", min=0)] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="At its highest.")] = None,
+    warm_up: Annotated[
+        int | None, typer.Option("--warm-up", help="Samples over which it rises.", min=0)
+    ] = None,
+    clip: Annotated[float | None, typer.Option("--clip", help="Norm of a gradient, at most.")] = None,
+    average: Annotated[
+        float | None, typer.Option("--average", help="Share the moving average keeps in a step.", max=1)
+    ] = None,
+    validate_every: Annotated[int, typer.Option("--validate-every", help="Steps; 0: never.", min=0)] = 1000,
+    validation_chains: Annotated[
+        int | None, typer.Option("--validation-chains", help="At most. Default: all.", min=1)
+    ] = None,
+    save_every: Annotated[float, typer.Option("--save-every", help="Minutes.", min=0)] = 5.0,
+    keep: Annotated[int, typer.Option("--keep", help="Checkpoints, beside the best.", min=1)] = 2,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Smaller checkpoints, not exact: Adam's moments in bf16.")
+    ] = False,
+    recompute: Annotated[
+        bool | None,
+        typer.Option(
+            "--recompute/--no-recompute",
+            help="Compute blocks again rather than keep what their gradients need. Default: in deep networks.",
+        ),
+    ] = None,
+    workers: Workers = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="auto, fp32, tf32 or bf16 (with fp32 masters).")
+    ] = "auto",
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Of parameters, samples and dropout.", min=0)] = 0,
+) -> None:
+    """Train a network. The same command again goes on where it stopped; by torchrun, on several GPUs."""
+    from axfold import console
+    from axfold.options import depths
+    from axfold.train import run
+
+    clusters, extra = (None, None) if max_msa is None else depths(max_msa)
+    request = run.Options(
+        store=store,
+        out=out,
+        model=model,
+        stage=stage,
+        changes={
+            "batch": batch,
+            "at_once": at_once,
+            "crop": crop,
+            "msa_clusters": clusters,
+            "extra_msa": extra,
+            "recycles": recycles,
+            "learning_rate": learning_rate,
+            "warm_up": warm_up,
+            "clip": clip,
+            "average": average,
+        },
+        steps=steps,
+        minutes=minutes,
+        device=device,
+        precision=precision,
+        seed=seed,
+        start=start,
+        recompute=recompute,
+        workers=workers,
+        validate_every=validate_every,
+        validation_chains=validation_chains,
+        save_every=save_every,
+        keep=keep,
+        compact=compact,
+    )
+    with console.display() as display:
+        run.run(request, display)
+
+
+@train.command("evaluate")
+@_command
+def train_evaluate(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint, a run's folder (its best), or parameters, as --params."
+        ),
+    ],
+    store: Store,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose parameters they are, where it is no checkpoint.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Which chains of the store.")] = "valid",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the scores of every chain, as JSON.")
+    ] = None,
+    chains: Annotated[int | None, typer.Option("--chains", help="At most. Default: all.", min=1)] = None,
+    workers: Workers = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+) -> None:
+    """Predict chains of known structure, and say how near they come."""
+    from axfold import console
+    from axfold.train import run
+
+    with console.display() as display:
+        text = run.evaluate(
+            checkpoint,
+            store,
+            model=model,
+            split=split,
+            out=out,
+            device=device,
+            precision=precision,
+            processes=workers,
+            chains=chains,
+            display=display,
+        )
+    typer.echo(text)
+
+
+@train.command("export")
+@_command
+def train_export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder (its best).")
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write; it ends in .safetensors.")],
+) -> None:
+    """Write the moving average of a run's parameters, for --params."""
+    from axfold.train import run
+
+    typer.echo(run.export(checkpoint, out))
 
 
 @app.command()

@@ -121,6 +121,22 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which chains are trained on and what is drawn of them: supplement 1.2.4 to 1.2.8, 1.3, 1.11.5."""
+
+    coarsest_resolution: float = 9.0  # Å, structures of this one and beyond are left out; 1.2.5
+    commonest_share: float = 0.8  # and sequences with more of one residue type
+    shortest: int = 256  # residues; chains weigh by their length between these two
+    longest: int = 512
+    distillation: float = 0.75  # share of examples from sets of predictions, where there are any; 1.3
+    distillation_rows: int = 1000  # of an alignment, drawn at random for predictions; 1.3
+    deleted_blocks: int = 5  # of rows of an alignment; Algorithm 1
+    deleted_share: float = 0.3  # of its rows, in each block
+    unclamped: float = 0.1  # share of examples whose backbone FAPE is not clamped; 1.11.5
+    profile_rows: int = 64  # drawn for a chain that has a profile in place of an alignment; axfold's own
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loss:
     """Weights and limits of the training loss: supplement 1.9, equation 7. Defaults are those of initial training."""
 
@@ -146,6 +162,39 @@ class Loss:
 
 FINE_TUNING = Loss(resolved=0.01, violations=1.0)
 """The loss of fine-tuning: supplement 1.9, equation 7."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How parameters are found. Defaults are those of initial training: supplement 1.11 and Table 4."""
+
+    crop: int = 256  # residues; 1.2.8, Table 4
+    msa_clusters: int = 128  # Table 4
+    extra_msa: int = 1024  # Table 4
+    recycles: int = 3  # at most: each step draws their number evenly; Algorithm 31, N_cycle = 4
+    batch: int = 128  # samples in a step; 1.11.3
+    at_once: int = 1  # samples that pass through the network together, and whose gradient is clipped together
+    learning_rate: float = 1e-3  # 1.11.3
+    warm_up: int = 128_000  # samples over which the learning rate rises; 1.11.3, Table 4
+    decay: float = 0.95  # of the learning rate, once; 1.11.3
+    decay_after: int = 6_400_000  # samples; 1.11.3
+    beta_1: float = 0.9  # of Adam; 1.11.3
+    beta_2: float = 0.999
+    epsilon: float = 1e-6
+    clip: float = 0.1  # norm of the gradient of each sample; 1.11.3
+    average: float = 0.999  # share that the moving average keeps in a step; 1.11.7
+    loss: Loss = Loss()
+
+
+TRAININGS: dict[str, Training] = {
+    "initial": Training(),
+    "fine_tuning": Training(
+        crop=384, msa_clusters=512, extra_msa=5120, learning_rate=5e-4, warm_up=0, loss=FINE_TUNING
+    ),  # 1.11.3, Table 4
+    # of the model that axfold ships: every number is our own choice
+    "demo": Training(crop=128, msa_clusters=64, extra_msa=128, batch=32, at_once=32, warm_up=32_000),
+}
+"""The two stages of AlphaFold's training (supplement 1.11.1, Table 4), and how the small model is trained."""
 
 
 _TEMPLATES = Model(templates=Templates())

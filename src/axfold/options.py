@@ -56,7 +56,7 @@ def configured(
             raise InputError(f"--tolerance {tolerance}: give 0 Å (never stop early) or more.")
         config = replace(config, tolerance=tolerance)
     if max_msa is not None:
-        clusters, extra = _depths(max_msa)
+        clusters, extra = depths(max_msa)
         config = replace(config, data=replace(config.data, msa_clusters=clusters, extra_msa=extra))
     if ensembles is not None:
         if ensembles < 1:
@@ -89,7 +89,7 @@ def _check_model(name: str) -> None:
         raise InputError(f"--model {name}: {why}; choose from {', '.join(PRESETS)}.")
 
 
-def _depths(max_msa: str | tuple[int, int]) -> tuple[int, int]:
+def depths(max_msa: str | tuple[int, int]) -> tuple[int, int]:
     """Clusters and extra rows."""
     text = max_msa if isinstance(max_msa, str) else ":".join(map(str, max_msa))
     parts = text.split(":")

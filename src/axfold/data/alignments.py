@@ -12,7 +12,7 @@ from axfold.errors import InputError
 FORMATS = {"a3m": a3m.parse, "stockholm": stockholm.parse}
 """Formats (`files.SUFFIXES`) that hold an alignment -> how they are read."""
 
-_SEARCHED = {  # in the order AlphaFold stacks them -> rows it takes at most; names of OpenFold and FastFold too
+SEARCHED = {
     "uniref90_hits.sto": 10_000,
     "uniref90_hits.a3m": 10_000,
     "bfd_uniref_hits.a3m": None,
@@ -20,25 +20,28 @@ _SEARCHED = {  # in the order AlphaFold stacks them -> rows it takes at most; na
     "small_bfd_hits.sto": None,
     "mgnify_hits.sto": 501,
     "mgnify_hits.a3m": 501,
+    "uniclust30.a3m": None,
 }
+"""Files that a search leaves, in the order AlphaFold stacks them -> rows it takes at most. Names of OpenFold, FastFold
+and OpenProteinSet too."""
 _TEMPLATE_HITS = ("pdb_hits.hhr", "hhsearch_output.hhr", "pdb70_hits.hhr")
 
 
 def searched(folder: Path) -> dict[Path, int | None]:
-    """Alignments of a search in `folder`, or in msas/ there, and the rows to take of each (None: all).
+    """Alignments of a search in `folder`, or in msas/ or a3m/ there, and the rows to take of each (None: all).
 
     In the order in which they are stacked; empty if it isn't the folder of a search.
     """
-    for place in (folder, folder / "msas"):
+    for place in (folder, folder / "msas", folder / "a3m"):
         known = {path.name.removesuffix(".gz"): path for path in reversed(files.visible(place))}
-        if found := {known[name]: rows for name, rows in _SEARCHED.items() if name in known}:
+        if found := {known[name]: rows for name, rows in SEARCHED.items() if name in known}:
             return found
     return {}
 
 
 def template_hits(path: Path) -> tuple[Path, ...]:
     """The hhr that the search in `path` left; nothing if `path` is a file."""
-    candidates = (place / name for place in (path, path / "msas") for name in _TEMPLATE_HITS)
+    candidates = (place / name for place in (path, path / "msas", path / "hhr") for name in _TEMPLATE_HITS)
     return tuple(candidate for candidate in candidates if candidate.is_file())[:1]
 
 

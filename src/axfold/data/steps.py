@@ -23,6 +23,7 @@ MASKED = 22
 _NO_LETTER = 255
 _MSA_CODES = np.full(256, _NO_LETTER, np.uint8)
 _MSA_CODES[[ord(letter) for letter in residues.MSA_INDEX]] = list(residues.MSA_INDEX.values())
+_WITH_RESIDUES = {name: feature.shape for name, feature in FEATURES.items() if "N" in feature.shape}
 _ROWS_AT_ONCE = 1024  # rows of the extra MSA compared with the clusters at once, to stay in the cache
 
 
@@ -113,6 +114,61 @@ def make_template_pseudo_beta(features: Features, _rng: np.random.Generator) -> 
         "template_pseudo_beta": np.take_along_axis(positions, atom[..., None], axis=-2)[..., 0, :],
         "template_pseudo_beta_mask": np.take_along_axis(masks, atom, axis=-1)[..., 0],
     }
+
+
+def delete_blocks(blocks: int, fraction: float) -> Step:
+    """Drop `blocks` blocks of neighbouring rows, each a `fraction` of them; the first row stays (1.2.6, Algorithm 1).
+
+    Blocks start anywhere, overlap, and end with the last row, as in AlphaFold's code.
+    """
+
+    def step(features: Features, rng: np.random.Generator) -> Features:
+        rows = len(features["msa"])
+        kept = np.ones(rows, bool)
+        for start in rng.integers(rows, size=blocks):
+            kept[start : start + int(rows * fraction)] = False
+        kept[0] = True
+        return {**features, **{name: features[name][kept] for name in ("msa", "deletion_matrix")}}
+
+    return step
+
+
+def thin_rows(rows: int) -> Step:
+    """Keep the first row and a random choice of the others, `rows` in all at most, in their order (1.3)."""
+
+    def step(features: Features, rng: np.random.Generator) -> Features:
+        others = len(features["msa"]) - 1
+        if others < rows:
+            return features
+        kept = np.concatenate([[0], 1 + np.sort(rng.choice(others, rows - 1, replace=False))])
+        return {**features, **{name: features[name][kept] for name in ("msa", "deletion_matrix")}}
+
+    return step
+
+
+def draw_rows(profile: np.ndarray, rows: int) -> Step:
+    """Rows for a chain that has a profile in place of an alignment: `rows` - 1 below the first, and the profile.
+
+    Each position is drawn by itself from its column of `profile`, (N, 20) shares of the residue types: the rows hold
+    what a column prefers, and nothing of how columns depend on each other. They have neither gaps nor deletions. Sets
+    hhblits_profile to the profile, so that masked positions are replaced by draws from it.
+    """
+    whole = np.zeros((len(profile), 22), np.float32)
+    whole[:, :20] = profile / profile.sum(axis=-1, keepdims=True)
+    limits = whole[:, :19].cumsum(axis=-1)
+
+    def step(features: Features, rng: np.random.Generator) -> Features:
+        first = features["msa"][:1]
+        drawn = (rng.random((rows - 1, len(profile), 1), np.float32) >= limits).sum(axis=-1, dtype=np.uint8)
+        msa = np.concatenate([first, drawn])
+        return {
+            **features,
+            "msa": msa,
+            "deletion_matrix": np.zeros_like(msa),
+            "hhblits_profile": whole,
+        }
+
+    return step
 
 
 def sample_rows(clusters: int) -> Step:
@@ -207,6 +263,27 @@ def summarize_clusters(features: Features, _rng: np.random.Generator) -> Feature
     profile /= weight[:, None, None]
     deletions /= weight[:, None]
     return {**features, "cluster_profile": profile, "cluster_deletion_mean": deletions}
+
+
+def crop_residues(kept: np.ndarray) -> Step:
+    """Keep the residues `kept` (indices, ascending) of every feature that has them (1.2.8).
+
+    Between `assign_clusters` and `summarize_clusters`: what is nearest is decided by the whole chain, as in AlphaFold,
+    and summed where it is needed.
+    """
+    axes = {
+        **{name: shape.index("N") for name, shape in _WITH_RESIDUES.items()},
+        **dict.fromkeys(("msa", "deletion_matrix", "extra_deletion_matrix"), 1),
+        "hhblits_profile": 0,
+    }
+
+    def step(features: Features, _rng: np.random.Generator) -> Features:
+        return {
+            name: value.take(kept, axis=axes[name]) if name in axes else value
+            for name, value in features.items()
+        }
+
+    return step
 
 
 def crop_extra(rows: int) -> Step:

@@ -90,12 +90,12 @@ def make_folder(folder: Path) -> None:
         raise InputError(str(failure(folder, error))) from error
 
 
-def failure(path: Path, error: OSError) -> AxfoldError:
-    """What to tell the user when `path` could not be written."""
+def failure(path: Path, error: OSError, *, again: str = "it continues where it stopped") -> AxfoldError:
+    """What to tell the user when `path` could not be written, and what the same command does `again`."""
     # NumPy reports fewer bytes written than asked for, without a number
     if error.errno in (errno.ENOSPC, errno.EDQUOT, None):
         return AxfoldError(
-            f"{path}: the disk is full. Free some space and run the same command again; it continues where it stopped."
+            f"{path}: the disk is full. Free some space and run the same command again; {again}."
         )
     reason = error.strerror or str(error)
     if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or (

@@ -138,6 +138,39 @@ def coverage(name: str, rows: Sequence[str]) -> bytes:
     return _png(figure)
 
 
+def training(
+    name: str, loss: Sequence[tuple[float, float]], validation: Sequence[tuple[float, dict[str, float]]]
+) -> bytes:
+    """The curve of a training: its loss, smoothed, and the scores of validations, from 0 to 1, over the samples seen.
+
+    loss: (samples, loss) of every step; validation: (samples, scores by name)
+    """
+    figure, axes = _figure(8, 4.2)
+    if loss:
+        samples, values = (np.array(column) for column in zip(*loss, strict=True))
+        width = max(len(values) // 200, 1)
+        kept = len(values) // width * width
+        means = values[len(values) - kept :].reshape(-1, width).mean(axis=1)
+        axes.plot(samples[len(samples) - kept :].reshape(-1, width)[:, -1], means, color=_LINES[0], label="loss")
+    axes.set(xlabel="samples", ylabel="loss")
+    axes.set_title(name)
+    scores = axes.twinx()
+    scores.set(ylabel="validation (0 to 1)", ylim=(0, 1))
+    for key, colour in zip(validation[0][1] if validation else (), _LINES[1:], strict=False):
+        scores.plot(
+            [at for at, _ in validation],
+            [values[key] for _, values in validation],
+            color=colour,
+            marker="o",
+            markersize=3,
+            label=key,
+        )
+    handles = [handle for panel in (axes, scores) for handle in panel.get_legend_handles_labels()[0]]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def _thinned(order: np.ndarray, rows: int = 4000) -> np.ndarray:
     """At most `rows` of the order, evenly taken: more than a screen has, and memory stays small."""
     if len(order) <= rows:

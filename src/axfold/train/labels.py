@@ -28,6 +28,7 @@ class Labels:
     resolution: (*b), Å, 0 where it isn't known (NMR) or is a prediction's (self-distillation)
     clamped: (*b), the share of the clamped backbone FAPE in the loss, usually 0 or 1 (supplement 1.11.5)
     true_msa: (*b, S, N) residue types; msa_masked: (*b, S, N), 1 where the network is to guess them
+    backbone_only: (*b), 1 where side chains were never given: which atoms the experiment saw isn't known then
     """
 
     aatype: Tensor
@@ -48,6 +49,7 @@ class Labels:
     clamped: Tensor
     true_msa: Tensor
     msa_masked: Tensor
+    backbone_only: Tensor
 
     @property
     def atom14_exists(self) -> Tensor:
@@ -79,6 +81,7 @@ def label(
     clamped: Float[Tensor, "*b"],
     true_msa: Int[Tensor, "*b s n"],
     msa_masked: Float[Tensor, "*b s n"],
+    backbone_only: Float[Tensor, "*b"] | None = None,
 ) -> Labels:
     """Everything that follows from the positions (Å) and masks of a structure's atoms. Arguments are as in `Labels`."""
     atom37_mask = atom37_mask * mask[..., None]
@@ -107,6 +110,7 @@ def label(
         clamped=clamped,
         true_msa=true_msa,
         msa_masked=msa_masked,
+        backbone_only=torch.zeros_like(resolution) if backbone_only is None else backbone_only,
     )
 
 

@@ -65,7 +65,8 @@ def losses(passed: Pass, logits: Logits, labels: Labels, heads: config.Heads, we
     )
     terms["plddt"] = plddt(logits.plddt, structure.atom37, labels) * fine
     if weights.resolved:
-        terms["resolved"] = resolved(logits.resolved, labels.atom37_mask, labels.atom37_exists) * fine
+        told = fine & (labels.backbone_only == 0)
+        terms["resolved"] = resolved(logits.resolved, labels.atom37_mask, labels.atom37_exists) * told
     if weights.aligned_error and logits.aligned_error is not None:
         frames = backbone_frames(structure.layers[-1])
         terms["aligned_error"] = aligned_error(logits.aligned_error, frames, labels, heads) * fine

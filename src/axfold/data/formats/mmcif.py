@@ -73,6 +73,7 @@ class MmcifStructure:
     header: Header
     chain_to_seqres: Mapping[str, str]
     seqres_to_structure: Mapping[str, tuple[Residue, ...]]
+    more_models: bool = False  # than the first
 
 
 class _Site(NamedTuple):
@@ -120,6 +121,7 @@ def parse(text: str, source: str) -> MmcifStructure:
             for chain, residues in chains.items()
         },
         seqres_to_structure=chains,
+        more_models=len(set(_column(block, "_atom_site.pdbx_PDB_model_num"))) > 1,
     )
 
 

@@ -26,6 +26,7 @@ class PdbStructure:
     chain_ids: tuple[str, ...]  # sorted
     names: tuple[str, ...]  # R residue names
     insertion_codes: tuple[str, ...]  # R, ' ' where there is none
+    more_models: bool = False  # than the first
 
 
 def parse(text: str, source: str) -> PdbStructure:
@@ -36,10 +37,13 @@ def parse(text: str, source: str) -> PdbStructure:
     and for a file without atoms.
     """
     chains: dict[str, Residues[tuple[str, int, str]]] = {}
-    for line_number, line in enumerate(lines(text), 1):
+    more_models = False
+    content = lines(text)
+    for line_number, line in enumerate(content, 1):
         record = line[:6].rstrip()
         if record in ("ENDMDL", "END"):
-            break  # further models follow
+            more_models = any(line.startswith("MODEL ") for line in content[line_number:])
+            break
         if record not in ("ATOM", "HETATM"):
             continue
         where = f"{source}, line {line_number}"
@@ -84,4 +88,5 @@ def parse(text: str, source: str) -> PdbStructure:
         chain_ids=tuple(chain_ids.tolist()),
         names=tuple(names),
         insertion_codes=tuple(codes),
+        more_models=more_models,
     )
