@@ -28,6 +28,7 @@ from axfold.train.log import Log
 from axfold.train.loop import DivergedError, Trainer
 from axfold.train.ranks import Ranks, joined
 from axfold.train.recompute import recompute
+from axfold.train.step import recorded
 from axfold.train.store import Store
 from axfold.weights import files as weight_files
 from axfold.weights.load import load
@@ -158,14 +159,16 @@ def _trainer(
     else:
         load(made, model, find(model.name, wanted.start))
     made.to(ranks.device)
+    again = wanted.recompute or (wanted.recompute is None and model.model.evoformer.blocks >= _DEEP)
     trainer = Trainer(
         made,
         training,
         precision=torch.bfloat16 if precision == "bf16" else torch.float32,
         seed=wanted.seed,
         ranks=ranks,
+        find=recorded if ranks.device.type == "cuda" and not again else None,
     )
-    if wanted.recompute or (wanted.recompute is None and model.model.evoformer.blocks >= _DEEP):
+    if again:
         recompute(made)
     return trainer
 

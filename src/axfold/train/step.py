@@ -6,7 +6,7 @@ blocks are compiled, and the step is recorded as CUDA graphs (`Recorded`), which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -20,16 +20,35 @@ from axfold.model.rigid import Rigid
 from axfold.train.labels import Labels
 from axfold.train.loss import Losses, head_logits, losses
 
+Find = Callable[[Sequence[Features], Labels], Losses]
+"""A function (passes, labels) -> losses of each sample that adds their mean's gradient to that of the parameters."""
+
 
 def gradients(network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss) -> Losses:
-    """The losses of the last of these passes; their mean's gradient is added to that of the parameters.
+    """The losses of the last of these passes; their mean's gradient is added to that of the parameters."""
+    found = pass_losses(network, passes, labels, weights)
+    found.total.mean().backward()
+    return Losses(found.total.detach(), {name: term.detach() for name, term in found.terms.items()})
 
-    passes: the features of each pass, with a leading batch axis; all but the last recycle without a gradient
+
+def pass_losses(
+    network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss
+) -> Losses:
+    """The losses of the last pass; through the passes before it goes no gradient: Algorithm 31.
+
+    passes: the features of each pass, of one sample or with a leading batch axis
     """
     recycled = None
     for features in passes[:-1]:
         recycled = recycle(network, features, recycled)
-    return last(network, passes[-1], recycled, labels, weights)
+    return _last(network, passes[-1], recycled, labels, weights)
+
+
+def _last(
+    network: AlphaFold, features: Features, recycled: Recycled | None, labels: Labels, weights: config.Loss
+) -> Losses:
+    passed = network([features], recycled)
+    return losses(passed, head_logits(network, passed), labels, network.sizes.heads, weights)
 
 
 def recycle(network: AlphaFold, features: Features, recycled: Recycled | None) -> Recycled:
@@ -44,14 +63,10 @@ def recycle(network: AlphaFold, features: Features, recycled: Recycled | None) -
             parameter.requires_grad_(True)
 
 
-def last(
-    network: AlphaFold, features: Features, recycled: Recycled | None, labels: Labels, weights: config.Loss
-) -> Losses:
-    """The losses of a pass, whose mean's gradient is added to that of the parameters."""
-    passed = network([features], recycled)
-    found = losses(passed, head_logits(network, passed), labels, network.sizes.heads, weights)
-    found.total.mean().backward()
-    return Losses(found.total.detach(), {name: term.detach() for name, term in found.terms.items()})
+def recorded(network: AlphaFold, weights: config.Loss) -> Find:
+    """The fast way for a small network on a CUDA device: its blocks compiled, its step recorded."""
+    compile_blocks(network)
+    return Recorded(network, weights)
 
 
 COMPILE: dict[str, Any] = {"dynamic": False}
@@ -124,7 +139,9 @@ class _Recording:
                 mine.copy_(new)
 
         def run_last() -> Losses:
-            return last(network, self.features, self._copy(), self.labels, weights)
+            found = _last(network, self.features, self._copy(), self.labels, weights)
+            found.total.mean().backward()
+            return Losses(found.total.detach(), {name: term.detach() for name, term in found.terms.items()})
 
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))
