@@ -347,6 +347,18 @@ def convert(
     typer.echo(f"{done.path}: {done.model}, {done.parameters} parameters of {done.values:,} numbers")
 
 
+@app.command()
+@_command
+def compare(
+    predicted: Annotated[Path, typer.Argument(help="A predicted structure, PDB or mmCIF.")],
+    true: Annotated[Path, typer.Argument(help="The experimental one.")],
+) -> None:
+    """Say how near a predicted structure is to an experimental one: lDDT, TM-score, GDT, RMSD."""
+    from axfold.compare import compare as run
+
+    typer.echo(run(predicted, true).text())
+
+
 @train.command("prepare")
 @_command
 def train_prepare(
