@@ -499,6 +499,12 @@ def train_run(
     ] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of parameters, samples and dropout.", min=0)] = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic/--fast", help="Add up in one order, so that a run can be repeated bit for bit."
+        ),
+    ] = True,
 ) -> None:
     """Train a network. The same command again goes on where it stopped; by torchrun, on several GPUs."""
     from axfold import console
@@ -536,6 +542,7 @@ def train_run(
         save_every=save_every,
         keep=keep,
         compact=compact,
+        deterministic=deterministic,
     )
     with console.display() as display:
         run.run(request, display)

@@ -1,4 +1,6 @@
-"""How near a structure is to the true one: lDDT, GDT, TM-score, RMSD. Positions in Å; masks are 1 where an atom is known.
+"""How near a structure is to the true one: lDDT, GDT, TM-score, RMSD.
+
+Positions are in Å; masks are 1 where an atom is known.
 
 lDDT needs no superposition. GDT and TM-score are maxima over superpositions, which are looked for as usual: from those
 of many fragments on, by superposing again and again what has come near. They never exceed the true maximum.
@@ -109,9 +111,7 @@ def superposed(
             off = (x @ rotation.mT + translation.unsqueeze(-2) - y).square().sum(-1).sqrt()
             best_tm = max(best_tm, float((1 / (1 + (off / scale).square())).mean(-1).max()))
             for cutoff in cutoffs:
-                best_share[cutoff] = max(
-                    best_share[cutoff], float((off <= cutoff).double().mean(-1).max())
-                )
+                best_share[cutoff] = max(best_share[cutoff], float((off <= cutoff).double().mean(-1).max()))
             near = off <= torch.maximum(
                 off.new_tensor(reach), off.topk(3, largest=False).values[..., -1:]
             )  # three residues at least

@@ -56,7 +56,9 @@ def make(seed: int, n: int, crop: int, passes: int, clusters: int = 4, extra: in
     g = torch.Generator().manual_seed(seed)
     aatype = torch.randint(0, 20, (n,), generator=g)
     positions, mask = torch.zeros(crop, 37, 3), torch.zeros(crop, 37)
-    for atom, (radius, turn, rise) in enumerate([(1.6, 0.0, 0.0), (2.3, 0.5, 0.9), (1.7, 1.0, 2.0), (3.3, 0.2, 1.2)]):
+    for atom, (radius, turn, rise) in enumerate(
+        [(1.6, 0.0, 0.0), (2.3, 0.5, 0.9), (1.7, 1.0, 2.0), (3.3, 0.2, 1.2)]
+    ):
         angle = torch.arange(n) * 1.745 + turn
         positions[:n, atom] = torch.stack(
             [radius * angle.cos(), radius * angle.sin(), 1.5 * torch.arange(n) + rise], dim=-1

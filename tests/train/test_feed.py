@@ -61,6 +61,12 @@ def test_micro_batches_come_in_order(workers):
     assert feed.waited > 0
 
 
+def test_one_sample_has_no_batch_axis():
+    with Feed(Examples(), order(0, 4, 1), stack, torch.device("cpu")) as feed:
+        assert next(feed).labels.mask.shape == (12,)
+        assert next(feed).passes[0]["msa_feat"].shape == (4, 12, 49)
+
+
 class _Broken(Examples):
     def __getitem__(self, i):
         raise ValueError("the store is damaged")

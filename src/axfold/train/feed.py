@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -137,14 +138,25 @@ def _forks() -> BaseContext:
     return context
 
 
-class _Stacked:
+def _go_on(_worker: int) -> None:
+    """Whoever asks a run to end may ask all its processes, but the last step still needs its samples."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def together(examples: Sequence[Any], stack: Callable[[Sequence[Any]], Any]) -> Any:
+    """Several samples stacked; one as it is, since the fastest kernels take no batch axis."""
+    return examples[0] if len(examples) == 1 else stack(examples)
+
+
+class _Together:
     """What a worker makes of the samples of a micro-batch."""
 
     def __init__(self, stack: Callable[[Sequence[Any]], Any]):
         self.stack = stack
 
     def __call__(self, examples: Sequence[Any]) -> Packed:
-        return pack(self.stack(examples))
+        return pack(together(examples, self.stack))
 
 
 class Feed(Iterator[Any]):
@@ -162,18 +174,19 @@ class Feed(Iterator[Any]):
         *,
         workers: int = 0,
     ):
-        """order: the samples of each; stack(examples): what is made of them, usually the same with a batch axis."""
+        """order: the samples of each micro-batch; stack(examples): several of them with a batch axis."""
         self.waited = 0.0
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._loader = iter(
             DataLoader(
                 examples,
-                batch_sampler=order,  # type: ignore[arg-type]  # it may have no end
-                collate_fn=_Stacked(stack),
+                batch_sampler=order,  # it may have no end
+                collate_fn=_Together(stack),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 multiprocessing_context=_forks() if workers else None,
+                worker_init_fn=_go_on,
             )
         )
         self._ahead = Ahead(lambda: map(self._bring, self._loader), _DEPTH)

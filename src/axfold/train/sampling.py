@@ -72,7 +72,7 @@ def _shares(sets: Sequence[str], distillation: float) -> dict[str, float]:
     if len(predicted) == len(sets):
         distillation = 1.0
     shares = {name: distillation / len(predicted) for name in predicted}
-    return {EXPERIMENTAL: 1 - sum(shares.values()), **shares}
+    return {EXPERIMENTAL: 1.0 - sum(shares.values()), **shares}
 
 
 class Order:
