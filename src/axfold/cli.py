@@ -359,6 +359,24 @@ def compare(
     typer.echo(run(predicted, true).text())
 
 
+@train.callback(invoke_without_command=True)
+def _train(
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Learn four small proteins by heart, in minutes on a CPU.")
+    ] = False,
+) -> None:
+    if smoke:
+        _train_smoke()  # and nothing else
+
+
+@_command
+def _train_smoke() -> None:
+    from axfold.train import smoke
+
+    for line in smoke.told():
+        typer.echo(line)
+
+
 @train.command("prepare")
 @_command
 def train_prepare(
@@ -597,11 +615,15 @@ def train_export(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder (its best).")
     ],
     out: Annotated[Path, typer.Argument(help="File to write; it ends in .safetensors.")],
+    half: Annotated[bool, typer.Option("--half", help="As float16: half as large.")] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", help="What the file says of it.")
+    ] = "that of whoever trained them",
 ) -> None:
     """Write the moving average of a run's parameters, for --params."""
     from axfold.train import run
 
-    typer.echo(run.export(checkpoint, out))
+    typer.echo(run.export(checkpoint, out, half=half, licence=licence))
 
 
 @app.command()

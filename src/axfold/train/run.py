@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -550,6 +551,7 @@ def evaluate(
         else:
             load(scored, wanted, find(wanted.name, path))
         scored = network.in_precision(scored.requires_grad_(False).eval().to(ranks.device), precision)
+
         def tell(text: str) -> None:
             if ranks.first:
                 display.line(text)
@@ -622,8 +624,13 @@ def _model_of(path: Path, about: checkpoint.About) -> config.Config:
     return model
 
 
-def export(path: Path, out: Path) -> str:
-    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads."""
+def export(
+    path: Path, out: Path, *, half: bool = False, licence: str = "that of whoever trained them"
+) -> str:
+    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads.
+
+    half: as float16, which takes half of the disk and rounds to 11 bits
+    """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file to write must end in .safetensors.")
     found = _checkpoint(path)
@@ -636,8 +643,13 @@ def export(path: Path, out: Path) -> str:
     metadata = {
         "model": model.name,
         "source": f"axfold train, step {about.step}",
-        "licence": "that of whoever trained them",
+        "licence": licence,
     }
-    weight_files.write(out, checkpoint.as_numpy(found, names), metadata)
+    tensors = checkpoint.as_numpy(found, names)
+    if half:
+        tensors = {name: value.astype(np.float16) for name, value in tensors.items()}
+        if wide := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
+            raise InputError(f"{path}: {wide[0]} passes the range of float16: leave --half out.")
+    weight_files.write(out, tensors, metadata)
     score = "" if about.score is None else f", validated lDDT of C-alpha {about.score:.4f}"
     return f"{out}: {model.name}, step {about.step:,}{score}"
