@@ -28,8 +28,8 @@ a download. It is AlphaFold 2's code with other numbers (`config.PRESETS["demo"]
 no parameters of AlphaFold's are installed it is the default. This page is written by `benchmarks/demo_card.py`.
 
 **What it is not good for:** any structure that matters. It has {size:.1f} million parameters, and has seen {chains:,}
-chains of {shortest} to {longest} residues: no complexes, no ligands, no modified residues. Without an alignment it knows
-little. Its confidence (pLDDT, PAE) was learned from the same chains. `axfold weights download` brings AlphaFold's
+chains of {shortest} to {longest} residues: no complexes, no ligands, no modified residues. Without an alignment it
+knows little. Its confidence (pLDDT, PAE) was learned from the same chains. `axfold weights download` brings AlphaFold's
 parameters, which are far more accurate.
 """
 
@@ -37,9 +37,9 @@ DATA = """## Data
 
 {table}
 
-Structures are the wwPDB's (CC0 1.0), those with their backbone alone as Debian's promod3-data 3.2.1 (Apache-2.0) carries
-them. Alignments were made with MMseqs2 against Swiss-Prot 2014_01 and the chains' own sequences; they were read in
-training alone, and nothing of them is distributed. Where there is no alignment, rows are drawn from a profile.
+Structures are the wwPDB's (CC0 1.0), those with their backbone alone as Debian's promod3-data 3.2.1 (Apache-2.0)
+carries them. Alignments were made with MMseqs2 against Swiss-Prot 2014_01 and the chains' own sequences; they were
+read in training alone, and nothing of them is distributed. Where there is no alignment, rows are drawn from a profile.
 
 Chains are clustered at 40 % identity over 80 % of their length, and whole clusters are held out; training chains that a
 sensitive search ties to a held-out one (E < 0.01), or that share its PDB entry, are left out. What needs side chains is
@@ -137,8 +137,9 @@ def scores(accuracy: dict[str, Any]) -> str:
     lines = [
         "## Accuracy",
         "",
-        "Means over chains. *Untrained* is the same network before its first step; *nearest* takes the C-alpha atoms of "
-        "the training chain whose sequence aligns best (of a training chain: another one), and nothing where none aligns.",
+        "Means over chains. *Untrained* is the same network before its first step; *nearest* takes the C-alpha atoms "
+        "of the training chain whose sequence aligns best (of a training chain: another one), and nothing where none "
+        "aligns.",
         "",
         "| chains | | lDDT of C-alpha | untrained | nearest | TM-score | untrained | nearest |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

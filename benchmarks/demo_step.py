@@ -42,15 +42,14 @@ class Variant:
 
 
 VARIANTS = (
+    Variant(32, compiled=False, recorded=False),
+    Variant(32, compiled=False),
+    Variant(32, compiled=False, attention="sdpa"),
+    Variant(64, crop=64, compiled=False),
     Variant(32),
     Variant(32, attention="sdpa"),
-    Variant(32, compiled=False),
-    Variant(64),
-    Variant(64, crop=96),
+    Variant(64, crop=64),
     Variant(32, recorded=False),
-    Variant(16, compiled=False, recorded=False),
-    Variant(128),
-    Variant(128, crop=64),
 )
 
 

@@ -76,7 +76,7 @@ def _root(
 
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="Preset: model_1 to model_5, model_1_ptm to model_5_ptm.")
+    str, typer.Option("--model", help="Preset: model_1 to model_5, model_1_ptm to model_5_ptm, demo.")
 ]
 Params = Annotated[
     str | None,

@@ -28,7 +28,7 @@ from axfold.train.store import Store
 
 STRUCTURES = Path(__file__).parent / "structures"
 CURVE = STRUCTURES / "curve.csv"
-STEPS = 600
+STEPS = 400
 EVERY = 50  # steps, after which the proteins are predicted and scored
 
 _PAIR = TriangleStack(heads=2, c_attention=8, c_multiplication=16, transition_factor=2)
@@ -36,9 +36,9 @@ _STACK = MsaStack(blocks=1, heads=2, c_attention=8, c_outer_product=8, transitio
 MODEL = Model(
     c_m=32,
     c_z=32,
-    c_e=16,
+    c_e=8,
     c_s=64,
-    extra_stack=replace(_STACK, global_column_attention=True),
+    extra_stack=replace(_STACK, blocks=0, global_column_attention=True),
     evoformer=_STACK,
     structure=StructureModule(layers=4, heads=4, c_angles=32, dropout=0.0),
     heads=Heads(c_plddt=32),
@@ -46,7 +46,7 @@ MODEL = Model(
 TRAINING = config.Training(
     crop=48,
     msa_clusters=2,
-    extra_msa=2,
+    extra_msa=1,
     recycles=0,
     batch=4,
     at_once=4,
@@ -76,7 +76,13 @@ def run(steps: int = STEPS, seed: int = 0, every: int = EVERY) -> Iterator[Point
         store = Store(place)
         data = Data(msa_clusters=TRAINING.msa_clusters, extra_msa=TRAINING.extra_msa)
         examples = Examples(
-            store, data=data, crop=TRAINING.crop, recycles=TRAINING.recycles, batch=TRAINING.batch, seed=seed
+            store,
+            data=data,
+            crop=TRAINING.crop,
+            recycles=TRAINING.recycles,
+            batch=TRAINING.batch,
+            seed=seed,
+            sampling=config.Sampling(unclamped=1.0),  # at first everything is far from where it belongs
         )
         learned = HeldOut(store, data=data, crop=TRAINING.crop, recycles=0, seed=seed, split="train")
         network, scored = _network(), _network().eval().requires_grad_(False)
