@@ -13,13 +13,13 @@ from axfold.residues import RESTYPES
 from axfold.train.labels import Labels, label
 
 PAIR = TriangleStack(heads=2, c_attention=4, c_multiplication=8, transition_factor=2)
-STACK = MsaStack(blocks=2, heads=2, c_attention=4, c_outer_product=4, transition_factor=2, pair=PAIR)
+STACK = MsaStack(blocks=1, heads=2, c_attention=4, c_outer_product=4, transition_factor=2, pair=PAIR)
 TINY = Model(
     c_m=16,
     c_z=12,
     c_e=8,
     c_s=20,
-    extra_stack=replace(STACK, blocks=1, global_column_attention=True),
+    extra_stack=replace(STACK, global_column_attention=True),
     evoformer=STACK,
     structure=StructureModule(layers=2, heads=2, c_hidden=4, c_angles=8),
     heads=Heads(aligned_error=True),

@@ -20,7 +20,7 @@ def test_first_values_are_the_supplements():
     found = {name: p.detach() for name, p in network.named_parameters()}
     assert all(p.equal(found[name]) for name, p in again.named_parameters())
     assert any(not p.equal(found[name]) for name, p in other.named_parameters())
-    block = "trunk.evoformer.blocks.1"
+    block = "trunk.evoformer.blocks.0"
     for name, deviation in (
         ("trunk.single.weight", 256**-0.5),  # LeCun's
         (f"{block}.msa_transition.expand.weight", (2 / 256) ** 0.5),  # He's

@@ -106,7 +106,7 @@ class Order:
 
 
 def recycles(seed: int, batch: int, most: int) -> int:
-    """How often the batch of that number is recycled: 0 to `most`, all equally likely (supplement 1.11.8)."""
+    """How often the batch of that number is recycled: 0 to `most`, all equally likely (supplement 1.10)."""
     return int(stream(seed, _RECYCLES, batch).integers(most + 1))
 
 
