@@ -38,6 +38,7 @@ from axfold.output.prediction import WARNING
 from axfold.output.records import Result
 from axfold.output.results import Results, job_names
 from axfold.progress import Event, FeaturesMade, PassDone, Planned, Step
+from axfold.weights import registry
 from axfold.writing import Writers, Writing
 
 if TYPE_CHECKING:
@@ -450,7 +451,8 @@ def _samples(query: Query, config: Config, seed: int, passes: int) -> Iterator[F
 
 def _check(request: Options, display: Plain) -> tuple[_Batch, list[str]]:
     """Everything that can be checked without a model, and what to warn of. Raises InputError and WeightsError."""
-    models = options.models(request.models, request.num_models)
+    stand_in = registry.stand_in() if request.params is None else None
+    models = options.models(request.models, request.num_models, stand_in or options.DEFAULT_MODEL)
     seeds = options.seeds(request.seed, request.num_seeds)
     configs = {
         model: options.configured(
@@ -466,6 +468,8 @@ def _check(request: Options, display: Plain) -> tuple[_Batch, list[str]]:
     layout = LAYOUTS[options.one_of("--layout", request.layout, tuple(LAYOUTS))]
     queries, told = _queries(request, configs)
     told += _check_parameters(request, configs)
+    if stand_in and not request.models and request.num_models is None:
+        told.append(registry.SMALL)
     precision, slow = _precision(request)
     told += slow
     settings = _settings(request, configs[models[0]], precision)

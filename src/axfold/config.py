@@ -191,8 +191,18 @@ TRAININGS: dict[str, Training] = {
     "fine_tuning": Training(
         crop=384, msa_clusters=512, extra_msa=5120, learning_rate=5e-4, warm_up=0, loss=FINE_TUNING
     ),  # 1.11.3, Table 4
-    # of the model that axfold ships: every number is our own choice
-    "demo": Training(crop=128, msa_clusters=64, extra_msa=128, batch=32, at_once=32, warm_up=32_000),
+    # of the model that axfold ships: every number is our own choice. A gradient is that of a batch, and is clipped
+    # nearly always; what is left of a parameter's small share of it must not drown in epsilon
+    "demo": Training(
+        crop=128,
+        msa_clusters=64,
+        extra_msa=1,
+        batch=32,
+        at_once=32,
+        warm_up=16_000,
+        clip=1.0,
+        epsilon=1e-8,
+    ),
 }
 """The two stages of AlphaFold's training (supplement 1.11.1, Table 4), and how the small model is trained."""
 
@@ -208,11 +218,39 @@ _MONOMER = {  # named as in supplement Table 5
     "model_5": Config(name="model_5"),  # 1.2.3
 }
 
-PRESETS: dict[str, Config] = _MONOMER | {
+_PTM_MONOMER = {
     f"{name}_ptm": replace(config, name=f"{name}_ptm", model=replace(config.model, heads=_PTM))
     for name, config in _MONOMER.items()
 }
-"""Every model by its name; `model_N_ptm` also predicts its aligned error (supplement 1.9.7)."""
+
+# Every size is our own choice: as little as a GPU trains in minutes and a CPU runs in seconds. What costs the time of
+# training is the pair representation's traffic, so that it is narrow; the MSA's channels are cheap at this depth.
+_DEMO_PAIR = TriangleStack(c_attention=16, c_multiplication=64, transition_factor=2)
+_DEMO_STACK = MsaStack(
+    blocks=6, heads=4, c_attention=32, c_outer_product=16, transition_factor=2, pair=_DEMO_PAIR
+)
+DEMO = "demo"
+"""The model whose parameters come with axfold."""
+
+_DEMO = Config(
+    name=DEMO,
+    model=Model(
+        c_m=128,
+        c_z=64,
+        c_e=8,
+        c_s=128,
+        # no blocks: most of its chains have no more rows than there are clusters, and Algorithm 10 divides its bias by
+        # almost nothing where no row is left. Of the other rows the clusters' profiles tell
+        extra_stack=replace(_DEMO_STACK, blocks=0, global_column_attention=True),
+        evoformer=_DEMO_STACK,
+        structure=StructureModule(layers=4, heads=8, c_angles=64),
+        heads=replace(_PTM, c_plddt=64),
+    ),
+    data=Data(msa_clusters=64, extra_msa=1),
+)
+
+PRESETS: dict[str, Config] = _MONOMER | _PTM_MONOMER | {DEMO: _DEMO}
+"""Every model by its name; `model_N_ptm` and `demo` also predict their aligned error (supplement 1.9.7)."""
 
 CASP14_ENSEMBLES = 8
 """Features sampled and averaged in each pass in the CASP14 runs (config: monomer_casp14)."""

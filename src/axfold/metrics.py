@@ -86,15 +86,22 @@ class Superposed:
 
 @torch.no_grad()
 def superposed(
-    points: Float[Tensor, "n 3"], true: Float[Tensor, "n 3"], mask: Float[Tensor, " n"]
+    points: Float[Tensor, "n 3"],
+    true: Float[Tensor, "n 3"],
+    mask: Float[Tensor, " n"],
+    length: int | None = None,
 ) -> Superposed:
-    """TM-score (Zhang and Skolnick 2004) and GDT (Zemla 2003) over the residues of the mask, on the CPU."""
+    """TM-score (Zhang and Skolnick 2004) and GDT (Zemla 2003) over the residues of the mask, on the CPU.
+
+    length: residues of the whole chain, of which those of the mask are a part
+    """
     x, y = (p[mask != 0].double().cpu() for p in (points, true))
     n = len(x)
     if n < 3:
         nothing = float("nan")
         return Superposed(nothing, nothing, nothing)
-    scale = tm_scale(n)
+    whole = length or n
+    scale = tm_scale(whole)
     cutoffs = sorted({*GDT_TS, *GDT_HA})
     best_tm, best_share = 0.0, dict.fromkeys(cutoffs, 0.0)
     for reach in (min(max(scale, 4.5), 8.0), *cutoffs):
@@ -112,7 +119,8 @@ def superposed(
                 break
             chosen = near.unique(dim=0)  # many fragments lead to the same
     ts, ha = (sum(best_share[c] for c in some) / len(some) for some in (GDT_TS, GDT_HA))
-    return Superposed(best_tm, ts, ha)
+    share = n / whole
+    return Superposed(best_tm * share, ts * share, ha * share)
 
 
 def tm_scale(n: int) -> float:

@@ -15,9 +15,9 @@ DEFAULT_MODEL = PTM_MODELS[0]
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
-def models(names: Sequence[str], number: int | None = None) -> tuple[str, ...]:
+def models(names: Sequence[str], number: int | None = None, default: str = DEFAULT_MODEL) -> tuple[str, ...]:
     """The models to run, each once: `names`, each of which may be a list with commas, or the first `number` of
-    PTM_MODELS. Raises InputError."""
+    PTM_MODELS, or `default`. Raises InputError."""
     if number is not None:
         if names:
             raise InputError("--model and --num-models exclude each other: leave one out.")
@@ -26,7 +26,7 @@ def models(names: Sequence[str], number: int | None = None) -> tuple[str, ...]:
                 f"--num-models {number}: there are {len(PTM_MODELS)} models; give 1 to {len(PTM_MODELS)}."
             )
         return PTM_MODELS[:number]
-    wanted = [name.strip() for item in names for name in item.split(",")] or [DEFAULT_MODEL]
+    wanted = [name.strip() for item in names for name in item.split(",")] or [default]
     for name in wanted:
         _check_model(name)
     return tuple(dict.fromkeys(wanted))

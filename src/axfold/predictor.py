@@ -43,7 +43,7 @@ from axfold.options import DEFAULT_MODEL, configured
 from axfold.output import confidence
 from axfold.output.prediction import Prediction
 from axfold.progress import FeaturesMade, PassDone, Planned, Report
-from axfold.weights import source
+from axfold.weights import registry, source
 
 File = str | PathLike[str]
 
@@ -51,7 +51,7 @@ File = str | PathLike[str]
 def predict(
     sequence: str,
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | None = None,
     params: File | None = None,
     msa: File | None = None,
     templates: Sequence[File] = (),
@@ -75,6 +75,7 @@ def predict(
     files, or an hhr and the folder of its mmCIF files. The other arguments are those of `Predictor` and
     `Predictor.predict`. Raises InputError and WeightsError, whose messages say what to mend.
     """
+    model = model or _default_model(params)
     query = inputs.from_sequence(
         name, sequence, msa=None if msa is None else Path(msa), templates=[Path(path) for path in templates]
     )
@@ -96,10 +97,18 @@ def predict(
     )
 
 
+def _default_model(params: File | None) -> str:
+    stand_in = registry.stand_in() if params is None else None
+    if stand_in:
+        warnings.warn(registry.SMALL, stacklevel=3)
+    return stand_in or DEFAULT_MODEL
+
+
 class Predictor:
     """A model with its parameters on a device; predictions leave no trace in it.
 
-    model: a name of `config.PRESETS`
+    model: a name of `config.PRESETS`; None: model_1_ptm or, where no parameters of AlphaFold's are installed, the small
+        model that comes with axfold, with a warning
     params: a parameter file, a folder with it, "synthetic" or "synthetic:SEED"; None: the cache
     device: "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N"
     precision: of the trunk, "fp32", "tf32" (fp32 whose products may be TF32's, where the device has it), "bf16" or
@@ -113,7 +122,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str | None = None,
         *,
         params: File | None = None,
         device: str = "auto",
@@ -122,6 +131,7 @@ class Predictor:
         graphs: Graphs | None = None,
         first: Query | None = None,
     ):
+        model = model or _default_model(params)
         self.config = configured(model)
         self.source = source.find(model, None if params is None else str(params))
         self.device = network.find_device(device)

@@ -205,6 +205,12 @@ def test_exported_parameters_are_the_average(store, tmp_path):
     load(network, config.PRESETS[NAME], find(NAME, out))
     for name, value in checkpoint.averaged(path, [name for name, _ in network.named_parameters()]):
         assert value.equal(network.get_parameter(name)), name
+    halves = tmp_path / "half.safetensors"
+    run.export(path, halves, half=True)
+    assert halves.stat().st_size < 0.6 * out.stat().st_size
+    load(network, config.PRESETS[NAME], find(NAME, halves))
+    for name, value in checkpoint.averaged(path, [name for name, _ in network.named_parameters()]):
+        assert value.half().float().equal(network.get_parameter(name)), name
     with pytest.raises(InputError, match="must end in"):
         run.export(path, tmp_path / "small.npz")
     with pytest.raises(InputError, match="there is no checkpoint"):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from axfold.config import PRESETS
+from axfold.config import DEMO, PRESETS
 from axfold.errors import WeightsError
 from axfold.weights import fit
 from axfold.weights.names import released_shapes
@@ -10,7 +10,7 @@ from axfold.weights.names import released_shapes
 AATYPE = "alphafold/alphafold_iteration/evoformer/left_single//weights"
 
 
-@pytest.mark.parametrize("model", PRESETS)
+@pytest.mark.parametrize("model", [name for name in PRESETS if name != DEMO])
 def test_released_shapes_are_deepminds(model, parity):
     manifest = json.loads((parity / "param_manifest" / f"{model}.json").read_text())
     theirs = {name: tuple(tensor["shape"]) for name, tensor in manifest["params"].items()}

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from axfold.config import DEMO, PRESETS
 from axfold.errors import WeightsError
-from axfold.weights import registry
+from axfold.weights import files, fit, registry
 from axfold.weights.source import Source, find, opened
 
 
@@ -109,3 +112,29 @@ def test_list(cache):
     assert rows["model_2"].supported
     assert rows["model_1"].path is None
     assert not rows["model_1_multimer_v3"].supported
+
+
+def half_of_the_demo_model(path: Path) -> dict[str, np.ndarray]:
+    """A file of its parameters as float16, made up."""
+    shapes = fit.state_shapes(PRESETS[DEMO].model)
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    files.write(path, tensors, {"model": DEMO, "source": "training", "licence": "Apache-2.0"})
+    return tensors
+
+
+def test_the_model_that_comes_with_axfold(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
+    assert registry.stand_in() is None
+    with pytest.raises(WeightsError, match="comes without the demo model's parameters"):
+        find(DEMO)
+    tensors = half_of_the_demo_model(tmp_path / "demo.safetensors")
+    assert registry.stand_in() == DEMO
+    found = find(DEMO)
+    assert found.path == tmp_path / "demo.safetensors"
+    assert not found.is_synthetic
+    with opened(found, PRESETS[DEMO]) as held:
+        assert all(held[name].dtype == np.float32 for name in tensors)
+        assert all((held[name] == tensor).all() for name, tensor in tensors.items())
+    (cache / "params_model_4.npz").touch()
+    assert registry.stand_in() is None

@@ -1,7 +1,5 @@
 """Atoms of residues from frames and torsion angles, and back: Algorithms 24 and 25, supplement 1.2.9 and 1.9.1."""
 
-from functools import cache
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,9 +10,15 @@ from axfold.model.rigid import Rigid, from_three_points
 N, CA, C, CB, O = (residues.ATOM_INDEX[name] for name in ("N", "CA", "C", "CB", "O"))  # noqa: E741
 
 
-@cache
+_TABLES: dict[str, Tensor] = {}  # a dictionary and no cached function: what torch.compile makes reads it too
+
+
 def _table(name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.as_tensor(getattr(residues, name), device=device, dtype=dtype)
+    key = f"{name} {device} {dtype}"
+    if key not in _TABLES:
+        with torch.inference_mode(False):  # gradients may be recorded later
+            _TABLES[key] = torch.as_tensor(getattr(residues, name), device=device, dtype=dtype)
+    return _TABLES[key]
 
 
 def lookup(name: str, aatype: Int[Tensor, "*b"], dtype: torch.dtype) -> Tensor:

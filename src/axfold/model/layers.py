@@ -113,9 +113,9 @@ def present(mask: Float[Tensor, "*shape"], like: Tensor) -> Float[Tensor, "*shap
     """The mask in the type and on the device of `like`.
 
     One that hides nothing is a single number expanded, which takes no memory and is known at sight. A mask on the host
-    is looked at there, so that the device goes on working.
+    is looked at for that; one on a device is not, so that nobody has to wait for the device.
     """
-    whole = not any(mask.stride()) or bool((mask == 1).all())
+    whole = not any(mask.stride()) or (mask.device.type == "cpu" and bool((mask == 1).all()))
     return like.new_ones(()).expand_as(mask) if whole else mask.to(like)
 
 

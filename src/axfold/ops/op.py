@@ -20,8 +20,9 @@ class BackendError(AxfoldError):
 class Op:
     """A function of tensors, defined by a plain PyTorch reference; backends that are faster register beside it.
 
-    A call takes the backend that was registered last and can take it; the reference can always. A backend that is
-    checked must have computed what the reference does, once on this machine: see `health`.
+    A call takes the backend that was registered last and can take it; the reference can always, and is what
+    torch.compile sees. A backend that is checked must have computed what the reference does, once on this machine: see
+    `health`.
     """
 
     def __init__(self, reference: Callable[..., Any]):
@@ -66,8 +67,8 @@ class Op:
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Run the operation; `backend` names the one to use, which then fails if it can't take the call."""
-        if len(self.backends) == 1 and backend is None:
-            return self.backends["reference"][0](*args)
+        if backend is None and (len(self.backends) == 1 or torch.compiler.is_compiling()):
+            return self.backends["reference"][0](*args)  # of which a compiler makes kernels of its own
         kind = (
             backend,
             torch.is_grad_enabled(),

@@ -36,7 +36,10 @@ def invariant_point_attention(
     # w_L, and w_C with it: each of the three terms gives a third of the logits' variance
     logits = torch.einsum("...ihc,...jhc->...hij", q * (3 * q.shape[-1]) ** -0.5, k)
     x, y = (points.movedim(-3, -4).flatten(-2) for points in (q_points, k_points))  # (*b, h, n, p 3)
-    squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    if torch.compiler.is_compiling():  # what a compiler sees through; it never makes the differences
+        squared = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    else:
+        squared = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     weight = scale_of_points(point_weights, q_points.shape[-2])
     logits = logits - 0.5 * weight[:, None, None] * squared
     logits = logits + 3**-0.5 * F.linear(z, bias_weight, bias_bias).movedim(-1, -3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from axfold import config
 from axfold.errors import AxfoldError
-from axfold.model.alphafold import AlphaFold, Features
+from axfold.model.alphafold import AlphaFold
 from axfold.train.feed import places
 from axfold.train.finite import first_bad
-from axfold.train.labels import Labels
-from axfold.train.loss import Losses, head_logits, losses
+from axfold.train.loss import Losses
 from axfold.train.optim import Masters, Optimizer, learning_rate
 from axfold.train.ranks import Ranks
+from axfold.train.step import Find, gradients, pass_losses
 
 
 class DivergedError(AxfoldError):
@@ -26,32 +26,6 @@ class DivergedError(AxfoldError):
     def __init__(self, step: int, what: str = "a number is not finite"):
         super().__init__(f"Step {step}: {what}.")
         self.step = step
-
-
-def gradients(network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss) -> Losses:
-    """The losses of the last of these passes; their mean's gradient is added to that of the parameters.
-
-    passes: the features of each pass; all but the last recycle without a gradient: Algorithm 31
-    """
-    found = pass_losses(network, passes, labels, weights)
-    found.total.mean().backward()
-    return found
-
-
-def pass_losses(
-    network: AlphaFold, passes: Sequence[Features], labels: Labels, weights: config.Loss
-) -> Losses:
-    """The losses of the last pass; through the passes before it goes no gradient."""
-    recycled = None
-    with torch.no_grad():
-        for features in passes[:-1]:
-            recycled = network([features], recycled).recycled()
-    passed = network([passes[-1]], recycled)
-    return losses(passed, head_logits(network, passed), labels, network.sizes.heads, weights)
-
-
-Find = Callable[[Sequence[Features], Labels], Losses]
-"""A function (passes, labels) -> losses of each sample that adds their mean's gradient to that of the parameters."""
 
 
 def _plain(network: AlphaFold, weights: config.Loss) -> Find:
@@ -77,7 +51,7 @@ class Record:
 class Trainer:
     """A network in training, step by step.
 
-    find: how the gradient of a micro-batch is found, instead of by `gradients` (recorded as a graph, say)
+    find: how the gradient of a micro-batch is found, instead of by `gradients`; see `step.recorded`
     """
 
     def __init__(
@@ -185,6 +159,8 @@ class Trainer:
             def again(example: Any = example) -> Losses:
                 return pass_losses(self.network, example.passes, example.labels, self.training.loss)
 
-            if bad := first_bad(self.network, example, again):
+            with torch.compiler.set_stance("force_eager"):  # what is compiled shows nothing of what is in it
+                bad = first_bad(self.network, example, again)
+            if bad:
                 return f"{bad}, of the samples {', '.join(map(str, indices))}"
         return "it did not come again when the step was repeated"

@@ -216,6 +216,7 @@ def side_chain_fape(
             true_rotation[..., group, :, :],
             group,
             use_reentrant=False,
+            preserve_rng_state=False,  # nothing in it is random
         )
         for group in USED_GROUPS
     ]
@@ -229,15 +230,16 @@ def alternative_is_better(atom14: Float[Tensor, "*b n 14 3"], labels: Labels) ->
 
     What counts is the distances from them to all atoms whose names are certain.
     """
-    columns = [c for c in range(14) if (ATOM14_EXCHANGED[:, c] != c).any()]
+    columns = _exchanged_columns(atom14.device)
     own = torch.arange(14, device=atom14.device)
     ambiguous = (lookup("ATOM14_EXCHANGED", labels.aatype, torch.long) != own).to(labels.atom14_mask.dtype)
-    rows = (labels.atom14_mask * ambiguous)[..., columns].flatten(-2)
+    rows = (labels.atom14_mask * ambiguous).index_select(-1, columns).flatten(-2)
     certain = (labels.atom14_mask * (1 - ambiguous)).flatten(-2)
 
     def distances(positions: Tensor) -> Tensor:
         positions = _wide(positions)
-        return _distances(positions[..., columns, :].flatten(-3, -2), positions.flatten(-3, -2), 1e-10)
+        some = positions.index_select(-2, columns)
+        return _distances(some.flatten(-3, -2), positions.flatten(-3, -2), 1e-10)
 
     found = distances(atom14)
 
@@ -251,6 +253,13 @@ def alternative_is_better(atom14: Float[Tensor, "*b n 14 3"], labels: Labels) ->
         )
 
     return misfit(labels.alternative_atom14) < misfit(labels.atom14)
+
+
+@cache
+def _exchanged_columns(device: torch.device) -> Tensor:
+    """Of the 14 atoms' columns those that hold an atom with an equal one in any residue type."""
+    columns = [c for c in range(14) if (ATOM14_EXCHANGED[:, c] != c).any()]
+    return torch.tensor(columns, device=device)
 
 
 # Torsions

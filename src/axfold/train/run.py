@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -29,6 +30,7 @@ from axfold.train.log import Log
 from axfold.train.loop import DivergedError, Trainer
 from axfold.train.ranks import Ranks, joined
 from axfold.train.recompute import recompute
+from axfold.train.step import recorded
 from axfold.train.store import Store
 from axfold.weights import files as weight_files
 from axfold.weights.load import load
@@ -166,14 +168,16 @@ def _trainer(
     else:
         load(made, model, find(model.name, wanted.start))
     made.to(ranks.device)
+    again = wanted.recompute or (wanted.recompute is None and model.model.evoformer.blocks >= _DEEP)
     trainer = Trainer(
         made,
         training,
         precision=torch.bfloat16 if precision == "bf16" else torch.float32,
         seed=wanted.seed,
         ranks=ranks,
+        find=recorded if ranks.device.type == "cuda" and not again else None,
     )
-    if wanted.recompute or (wanted.recompute is None and model.model.evoformer.blocks >= _DEEP):
+    if again:
         recompute(made)
     return trainer
 
@@ -620,8 +624,13 @@ def _model_of(path: Path, about: checkpoint.About) -> config.Config:
     return model
 
 
-def export(path: Path, out: Path) -> str:
-    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads."""
+def export(
+    path: Path, out: Path, *, half: bool = False, licence: str = "that of whoever trained them"
+) -> str:
+    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads.
+
+    half: as float16, which takes half of the disk and rounds to 11 bits
+    """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file to write must end in .safetensors.")
     found = _checkpoint(path)
@@ -634,8 +643,13 @@ def export(path: Path, out: Path) -> str:
     metadata = {
         "model": model.name,
         "source": f"axfold train, step {about.step}",
-        "licence": "that of whoever trained them",
+        "licence": licence,
     }
-    weight_files.write(out, checkpoint.as_numpy(found, names), metadata)
+    tensors = checkpoint.as_numpy(found, names)
+    if half:
+        tensors = {name: value.astype(np.float16) for name, value in tensors.items()}
+        if wide := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
+            raise InputError(f"{path}: {wide[0]} passes the range of float16: leave --half out.")
+    weight_files.write(out, tensors, metadata)
     score = "" if about.score is None else f", validated lDDT of C-alpha {about.score:.4f}"
     return f"{out}: {model.name}, step {about.step:,}{score}"

@@ -289,11 +289,17 @@ def _safetensors(stack: ExitStack, path: Path, config: Config) -> Tensors:
         )
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     for name, part in slices.items():
-        if part.get_dtype() != "F32":
-            raise WeightsError(f"{path}: tensor {name} has dtype {part.get_dtype()}, and F32 is wanted.")
+        if part.get_dtype() not in ("F32", "F16"):
+            raise WeightsError(
+                f"{path}: tensor {name} has dtype {part.get_dtype()}, and F32 or F16 is wanted."
+            )
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     fit.check(str(path), shapes, config.model, fit.state_shapes)
-    return Tensors(str(path), shapes, file.get_tensor, naming="axfold")
+
+    def read(name: str) -> np.ndarray:
+        return file.get_tensor(name).astype(np.float32, copy=False)
+
+    return Tensors(str(path), shapes, read, naming="axfold")
 
 
 def _damaged(what: str, error: Exception) -> WeightsError:

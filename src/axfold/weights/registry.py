@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axfold.cache import folder
-from axfold.config import PRESETS
+from axfold.config import DEMO, PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,26 @@ def candidates(model_name: str, folder: Path) -> Iterator[Path]:
     for name in (f"{model_name}.safetensors", f"params_{model_name}.npz", ALPHAFOLD.archive):
         if (folder / name).is_file():
             yield folder / name
+
+
+def packaged(model_name: str) -> Path | None:
+    """The file that comes with axfold itself, for the one model that has it."""
+    path = Path(__file__).with_name(f"{model_name}.safetensors")
+    return path if path.is_file() else None
+
+
+def stand_in(cache: Path | None = None) -> str | None:
+    """The small model that comes with axfold, where none of AlphaFold's is on this machine."""
+    if packaged(DEMO) is None or any(item.path for item in listed(cache)):
+        return None
+    return DEMO
+
+
+SMALL = (
+    "AlphaFold's parameters are not here: the small demo model that comes with axfold is used, whose structures are "
+    "far less accurate. `axfold weights download` fetches them (5.6 GB)."
+)
+"""What is said where `stand_in` is used without having been named."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from axfold.config import Config
+from axfold.config import DEMO, Config
 from axfold.errors import WeightsError
 from axfold.weights import files, registry, synthetic
 from axfold.weights.names import released_shapes
@@ -32,12 +32,18 @@ def find(model_name: str, params: str | Path | None = None, cache: Path | None =
     """The source that `params` names for a model, nothing of it read yet.
 
     `params` is `synthetic` or `synthetic:SEED`, a parameter file, a folder with one (AlphaFold's data folder,
-    too), or None for the cache (`registry.cache_folder`). Raises WeightsError where there is none.
+    too), or None for the cache (`registry.cache_folder`) or what comes with axfold. Raises WeightsError where there
+    is none.
     """
     if params is None:
         folder = registry.cache_folder(cache)
-        if path := next(registry.candidates(model_name, folder), None):
+        if path := next(registry.candidates(model_name, folder), None) or registry.packaged(model_name):
             return Source(path)
+        if model_name == DEMO:
+            raise WeightsError(
+                "This copy of axfold comes without the demo model's parameters: name a file of them with --params, "
+                "or train some with `axfold train run`."
+            )
         raise WeightsError(
             f"There are no parameters of {model_name} in {folder}. Run `axfold weights download`, name a file with "
             "--params FILE, or try --params synthetic (its structures mean nothing)."

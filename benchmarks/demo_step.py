@@ -1,0 +1,229 @@
+"""Seconds of the demo model's training step on one GPU: forward with recycles, losses and backward, in variants.
+
+    python benchmarks/demo_step.py --seconds 150 --out results.json
+
+Each variant is measured by itself; one that fails says why, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axfold import ops, residues
+from axfold.config import PRESETS, Config, Loss
+from axfold.model.alphafold import AlphaFold
+from axfold.train import step
+from axfold.train.labels import Labels, label
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is run: `attention` is a backend of gated attention that compilers see."""
+
+    batch: int
+    crop: int = 128
+    compiled: bool = True
+    recorded: bool = True
+    attention: str = "reference"
+
+    def __str__(self) -> str:
+        words = "compiled" if self.compiled else "eager", "graphs" if self.recorded else "launched"
+        return f"{self.batch} x {self.crop}, {', '.join(words)}, attention by {self.attention}"
+
+
+VARIANTS = (
+    Variant(32, compiled=False, recorded=False),
+    Variant(32, compiled=False),
+    Variant(32, compiled=False, attention="sdpa"),
+    Variant(64, crop=64, compiled=False),
+    Variant(32),
+    Variant(32, attention="sdpa"),
+    Variant(64, crop=64),
+    Variant(32, recorded=False),
+)
+
+
+HIDDEN = (
+    -1e4
+)  # logit of a masked key: more would leave no digits to the sum of a row that has no key, in its gradient
+
+
+def examples(config: Config, batch: int, crop: int, device: torch.device) -> tuple[dict[str, Tensor], Labels]:
+    """Random proteins of half to all of the crop's length, padded."""
+    g = torch.Generator().manual_seed(0)
+    clusters, extra = config.data.msa_clusters, config.data.extra_msa
+    lengths = torch.randint(crop // 2, crop + 1, (batch, 1), generator=g)
+    mask = (torch.arange(crop) < lengths).float()
+    aatype = torch.randint(0, 20, (batch, crop), generator=g)
+    rows = (torch.rand(batch, clusters, 1, generator=g) > 0.3).float()
+    more = (torch.rand(batch, extra, 1, generator=g) > 0.5).float()
+    features = {
+        "aatype": aatype,
+        "residue_index": torch.arange(crop).repeat(batch, 1),
+        "seq_mask": mask,
+        "target_feat": F.one_hot(aatype + 1, 22).float(),
+        "msa_feat": torch.rand(batch, clusters, crop, 49, generator=g),
+        "msa_mask": rows * mask[:, None],
+        "extra_msa": torch.randint(0, 22, (batch, extra, crop), generator=g),
+        "extra_has_deletion": (torch.rand(batch, extra, crop, generator=g) > 0.9).float(),
+        "extra_deletion_value": torch.rand(batch, extra, crop, generator=g),
+        "extra_msa_mask": more * mask[:, None],
+    }
+    chain = 2.0 * torch.randn(batch, crop, 1, 3, generator=g).cumsum(1)
+    atoms = torch.as_tensor(residues.ATOM37_MASK).float()[aatype]
+    positions = chain + torch.randn(batch, crop, 37, 3, generator=g)
+    of_msa = torch.randint(0, 21, (batch, clusters, crop), generator=g)
+    guessed = (torch.rand(batch, clusters, crop, generator=g) > 0.85).float()
+    numbers = torch.full((batch,), 2.0), torch.ones(batch)
+    known = label(aatype, features["residue_index"], mask, positions, atoms, *numbers, of_msa, guessed)
+    return {name: x.to(device) for name, x in features.items()}, step.moved(known, device)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Gated attention by PyTorch's, protein and head together as its batch: so the bias is not copied for each row.
+
+    Where a bias is given, rows hide the keys that their first row hides: true of padding.
+    """
+    batch, rows, n, heads, c = q.shape
+    if bias is None:
+        q, k, v = (x.transpose(-2, -3).flatten(0, 1) for x in (q, k, v))
+        hidden = ((mask == 0).to(q.dtype) * HIDDEN).flatten(0, 1)[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden.expand(-1, heads, n, -1))
+        out = out.unflatten(0, (batch, rows)).transpose(-2, -3)
+    else:
+        q, k, v = (x.permute(0, 3, 1, 2, 4).reshape(batch * heads, rows, n, c) for x in (q, k, v))
+        hidden = ((mask[:, :1] == 0).to(q.dtype) * HIDDEN)[:, :, None]
+        shared = (bias + hidden).flatten(0, 1).unsqueeze(1).expand(-1, rows, -1, -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=shared)
+        out = out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
+    return (out * gate.sigmoid()).flatten(-2)
+
+
+def measure(variant: Variant, device: torch.device) -> dict[str, object]:
+    torch._dynamo.reset()
+    config, weights = PRESETS["demo"], Loss()
+    torch.manual_seed(0)
+    network = AlphaFold(config.model).to(device).to_precision(torch.bfloat16).train()
+    features, known = examples(config, variant.batch, variant.crop, device)
+    ops.gated_attention.backends["reference"] = (
+        sdpa if variant.attention == "sdpa" else REFERENCE,
+        lambda *args: None,
+    )
+    if variant.compiled:
+        step.compile_blocks(network)
+    run: Callable[..., object] = lambda passes: step.gradients(network, passes, known, weights)  # noqa: E731
+    if variant.recorded:
+        recorded = step.Recorded(network, weights)
+        run = lambda passes: recorded(passes, known)  # noqa: E731
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    for recycles in (1, 0, 1):
+        losses = run([features] * (recycles + 1))
+    torch.cuda.synchronize()
+    ready = time.perf_counter() - start
+    last, both = (seconds(lambda n=n: run([features] * n)) for n in (1, 2))
+    mean = last + 1.5 * (both - last)  # recycles are 0 to 3
+    finite = bool(losses.total.isfinite().all())
+    gradient = sum(float(p.grad.float().square().sum()) for p in network.parameters() if p.grad is not None)
+    found = {
+        "variant": str(variant),
+        "batch": variant.batch,
+        "crop": variant.crop,
+        "ready_s": ready,
+        "last_pass_ms": 1e3 * last,
+        "recycling_pass_ms": 1e3 * (both - last),
+        "samples_per_s": variant.batch / mean,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "loss": float(losses.total.mean()),
+        "finite": finite and gradient < float("inf"),
+    }
+    if not variant.recorded:
+        found["kernels"] = kernels(lambda: run([features]))
+    return found
+
+
+def seconds(call: Callable[[], object], least: float = 1.0) -> float:
+    """Of a call, the best of three means."""
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    number = max(2, int(least / 3 / (time.perf_counter() - start)))
+    means = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        torch.cuda.synchronize()
+        means.append((time.perf_counter() - start) / number)
+    return min(means)
+
+
+def kernels(call: Callable[[], object], most: int = 40) -> list[dict[str, object]]:
+    """What takes the device's time in a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    averages = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)
+    return [
+        {"kernel": e.key[:110], "ms": e.self_device_time_total / 1e3, "calls": e.count}
+        for e in averages[:most]
+    ]
+
+
+REFERENCE = ops.gated_attention.backends["reference"][0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=150, help="no variant begins later")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of variants, from 0")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda")
+    torch._dynamo.config.recompile_limit = 64
+    began, results = time.perf_counter(), []
+    chosen = [VARIANTS[i] for i in options.only] if options.only else VARIANTS
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    print(f"{'ready s':>8}{'last ms':>9}{'recycle ms':>11}{'samples/s':>10}{'GiB':>7}{'loss':>9}  variant")
+    for variant in chosen:
+        if time.perf_counter() - began > options.seconds:
+            print(f"not begun: {variant}")
+            continue
+        try:
+            found = measure(variant, device)
+        except Exception as error:
+            found = {"variant": str(variant), "error": str(error)[:500]}
+            print(f"{variant}: {str(error)[:300]}")
+            traceback.print_exc(limit=-4)
+        else:
+            print(
+                f"{found['ready_s']:8.1f}{found['last_pass_ms']:9.2f}{found['recycling_pass_ms']:11.2f}"
+                f"{found['samples_per_s']:10.1f}{found['reserved_gib']:7.1f}{found['loss']:9.3f}  {variant}"
+                f"{'' if found['finite'] else '  NOT FINITE'}",
+                flush=True,
+            )
+            for row in found.get("kernels", ()):  # type: ignore[attr-defined]
+                print(f"{row['ms']:10.3f} ms {row['calls']:5}  {row['kernel']}")
+        results.append(found)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        if options.out is not None:
+            about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+            options.out.write_text(json.dumps(about | {"variants": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
