@@ -69,36 +69,44 @@ class Compiled:
         return "spills" if self.spills else ""
 
 
-def launches(call: cases.Call, gpu: int) -> list[tuple[JITFunction, tuple[Any, ...], dict[str, Any]]]:
-    """The kernels that the call's backend in Triton would launch on such a GPU, with their arguments."""
-    found = []
+Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
+
+
+def launches(call: cases.Call, gpu: int) -> list[Launch]:
+    """The kernels that the call's backend in Triton would launch on such a GPU, with their arguments.
+
+    With those for its gradients, where it has them.
+    """
+    found: list[Launch] = []
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         found.append((kernel, args, options))
 
-    if why_not(call, gpu):
-        return []
     assert call.op.small is not None
     arguments = small.draw(call.op.small(*call.arguments), torch.device("cpu"))
-    with (
-        torch.no_grad(),
-        mock.patch.object(tiles, "gpu", return_value=(gpu, 132)),
-        mock.patch.object(JITFunction, "run", run),
-    ):
-        call.op.backends["triton"][0](*arguments)
+    with mock.patch.object(tiles, "gpu", return_value=(gpu, 132)), mock.patch.object(JITFunction, "run", run):
+        if not why_not(call, gpu):
+            with torch.no_grad():
+                call.op.backends["triton"][0](*arguments)
+        if not why_not(call, gpu, gradients=True):
+            leaves = [x if x is None else x.requires_grad_() for x in arguments]
+            result = call.op.backends["triton"][0](*leaves)
+            result.backward(torch.zeros_like(result))
     return found
 
 
-def why_not(call: cases.Call, gpu: int) -> str | None:
+def why_not(call: cases.Call, gpu: int, gradients: bool = False) -> str | None:
     """Why the backend in Triton would not take the call on such a GPU."""
     with (
         FakeTensorMode(),
-        torch.no_grad(),
+        torch.set_grad_enabled(gradients),
         mock.patch.object(tiles, "gpu", return_value=(gpu, 132)),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(gpu, 10)),
     ):
         arguments = [
-            x if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+            x
+            if x is None
+            else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda", requires_grad=gradients)
             for x in call.arguments
         ]
         return call.op.backends["triton"][1](*arguments)

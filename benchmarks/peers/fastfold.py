@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,6 +59,29 @@ def build(setting: str, config: Config, device: str, precision: str) -> Pass:
         return {}
 
     return one_pass
+
+
+def training_block(
+    setting: str, config: Config, device: str
+) -> tuple[torch.nn.Module, Callable[..., tuple[torch.Tensor, torch.Tensor]]]:
+    """An Evoformer block in training, in bfloat16, and how it is called with m, z and their masks."""
+    _stand_in_for_what_is_not_used()
+    from fastfold.model.fastnn import Evoformer, set_chunk_size
+
+    torch.manual_seed(0)
+    block = Evoformer(256, 128, first_block=True, last_block=True)
+    randomize(block)
+    set_chunk_size(None)
+    block = block.to(device, torch.bfloat16).train()
+
+    def call(
+        m: torch.Tensor, z: torch.Tensor, over_m: torch.Tensor, over_z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own use of PyTorch
+            return block(m, z, over_m, over_z)
+
+    return block, call
 
 
 def _stand_in_for_what_is_not_used() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,6 +42,35 @@ def why_not(setting: str, config: Config, device: str, precision: str) -> str | 
     elif device != "cpu" and find_spec(_EXTENSION) is None:
         return f"its CUDA extension, {_EXTENSION}, is not built"
     return None
+
+
+def training_block(
+    setting: str, config: Config, device: str
+) -> tuple[torch.nn.Module, Callable[..., tuple[torch.Tensor, torch.Tensor]]]:
+    """An Evoformer block in training, in bfloat16, and how it is called with m, z and their masks."""
+    stand_in(_EXTENSION, forward_=_softmax_)
+    from openfold.config import model_config
+    from openfold.model.model import AlphaFold
+
+    fused = setting.startswith("cuEquivariance")
+    theirs = model_config(config.name, train=True)
+    theirs.model.evoformer_stack.no_blocks = 1
+    if fused:
+        _take_cuequivariance()
+    torch.manual_seed(0)
+    model = AlphaFold(theirs)
+    randomize(model)
+    block = model.evoformer.blocks[0].to(device, torch.bfloat16).train()
+
+    def call(
+        m: torch.Tensor, z: torch.Tensor, over_m: torch.Tensor, over_z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        m, z = block(
+            m[None], z[None], over_m[None], over_z[None], chunk_size=None, use_deepspeed_evo_attention=fused
+        )
+        return m[0], z[0]
+
+    return block, call
 
 
 def build(setting: str, config: Config, device: str, precision: str) -> Pass:
@@ -131,6 +160,8 @@ def _take_cuequivariance() -> None:
             g_out_weight=self.linear_g.weight,
             g_out_bias=self.linear_g.bias,
         )
+        if torch.is_grad_enabled():
+            return update.clone()  # OpenFold's dropout multiplies in place what the kernel keeps for its backward
         return z.add_(update) if inplace_safe and _add_with_inplace else update
 
     primitives._deepspeed_evo_attn = attention

@@ -52,7 +52,7 @@ def measure(
         job.write_text(json.dumps(order), "utf-8")
         path = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         variables = {**os.environ, **adapter.ENVIRONMENT, **(environment or {}), "PYTHONPATH": path}
-        complaint = _run([sys.executable, "-m", "peers.worker", str(job)], variables, seconds)
+        complaint = limited([sys.executable, "-m", "peers.worker", str(job)], seconds, variables)
         lines = results.read_text("utf-8").splitlines() if results.exists() else []
     found = {row["residues"]: row for row in map(json.loads, lines)}
     missing = complaint or "it ended without a result"
@@ -62,11 +62,11 @@ def measure(
     ]
 
 
-def _run(command: list[str], variables: Mapping[str, str], seconds: float) -> str:
+def limited(command: list[str], seconds: float, variables: Mapping[str, str] | None = None) -> str:
     """Run it with all that it starts; what went wrong, or ""."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command, env=dict(variables), stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            command, env=None if variables is None else dict(variables), stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
         )
         try:
             code = process.wait(seconds)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -107,3 +108,41 @@ def assert_rounds_like_the_reference(
     error = (found[..., : exact.shape[-1]] - exact).norm()
     assert error <= 2 * (reference - exact).norm() + 1e-6 * exact.norm()
     return found
+
+
+def assert_gradients_round_like_the_reference(
+    op, *arguments: Tensor | int | None, dtype: torch.dtype, fixed: tuple[int, ...] = ()
+) -> None:
+    """The result and all gradients but those of the `fixed` arguments, each as in the assertion above.
+
+    Twice, for every sum is taken in the same order in every run.
+    """
+    tensors = [x if isinstance(x, Tensor) else None for x in arguments]
+
+    def call(numbers: list[Tensor | None], backend: str) -> tuple[Tensor, ...]:
+        given = [
+            value if x is None else x.requires_grad_(i not in fixed)
+            for i, (x, value) in enumerate(zip(numbers, arguments, strict=True))
+        ]
+        out = op(*given, backend=backend)
+        leaves = [x for i, x in enumerate(given) if isinstance(x, Tensor) and i not in fixed]
+        upstream = normal(*shape, seed=5).to(out)
+        if numbers[0].stride(0) < numbers[0].stride(1):
+            upstream = transposed(upstream)
+        upstream = F.pad(upstream, (0, out.shape[-1] - shape[-1]))  # as a backend may pad its result
+        return out.detach(), *torch.autograd.grad(out, leaves, upstream)
+
+    wide = [x if x is None else x.double() for x in convert(tensors, dtype)]
+    with torch.no_grad():
+        shape = op(*[v if x is None else x for x, v in zip(wide, arguments, strict=True)], backend="reference").shape
+    exact = call([x if x is None else x.clone() for x in wide], "reference")
+    reference = call(convert(tensors, dtype), "reference")
+    found, again = (call(convert(tensors, dtype), "triton") for _ in range(2))
+    for i, (one, same, other, true) in enumerate(zip(found, again, reference, exact, strict=True)):
+        assert one.dtype == dtype
+        assert torch.equal(one, same)
+        one = one[..., : true.shape[-1]]
+        error, rounding = (one - true).norm(), (other[..., : true.shape[-1]] - true).norm()
+        least = 1e-6 if true.norm() else torch.finfo(dtype).eps  # a gradient that is 0 has no rounding of its own
+        allowed = 2 * rounding + least * (true.norm() or exact[0].norm())
+        assert error <= allowed, f"{i}: {error} of {true.norm()}, the reference {rounding}"

@@ -24,6 +24,7 @@ import pytest
         "layer_norm",
         "softmax",
         "updates",
+        "gradients",
         "health",
     ],
 )

@@ -95,6 +95,11 @@ class GatedAttention(nn.Module):
         bias: Float[Tensor, "*b h n n"] | None = None,
     ) -> Float[Tensor, "*b r n c"]:
         """x with attention of norm(x) added. Consumes x."""
+        if torch.is_grad_enabled():
+            return ops.attention_update(
+                x, mask, bias, norm.weight, norm.bias, self.qkv.weight, self.gate.weight, self.gate.bias,
+                self.output.weight, self.output.bias, self.heads, self.dropout.keep(x),
+            )  # fmt: skip
         # put together for one read of x: the weights are small beside any representation
         weight = torch.cat([self.qkv.weight, self.gate.weight])
         shift = nn.functional.pad(self.gate.bias, (len(self.qkv.weight), 0))

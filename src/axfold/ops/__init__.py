@@ -6,6 +6,7 @@ docs/kernels.md has them all, with their use in other models: `updates` are whol
 from importlib.util import find_spec
 
 from axfold.ops.attention import gated_attention
+from axfold.ops.attention_update import attention_update
 from axfold.ops.column import global_column_attention
 from axfold.ops.layer_norm import layer_norm
 from axfold.ops.linear_residual import linear_residual
@@ -37,6 +38,7 @@ __all__ = [
     "Op",
     "Weights",
     "add",
+    "attention_update",
     "gated_attention",
     "global_column_attention",
     "invariant_point_attention",

@@ -27,6 +27,7 @@ class Op:
 
     def __init__(self, reference: Callable[..., Any]):
         self.name = reference.__name__
+        self.reference = reference
         self.__doc__ = reference.__doc__
         self.backends: dict[str, tuple[Callable[..., Any], Callable[..., str | None]]] = {}
         self.checked: set[str] = set()

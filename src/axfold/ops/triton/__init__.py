@@ -4,6 +4,7 @@ from contextlib import suppress
 
 from axfold.ops.triton import (
     attention,
+    attention_update,
     column,
     layer_norm,
     linear_residual,
@@ -22,6 +23,7 @@ with suppress(
 
 __all__ = [
     "attention",
+    "attention_update",
     "column",
     "layer_norm",
     "linear_residual",

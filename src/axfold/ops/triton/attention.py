@@ -9,10 +9,12 @@ from torch import Tensor
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import INTERPRETED
+from axfold.ops.triton.common import INTERPRETED, recorded
 
 HIDDEN = tl.constexpr(-(2.0**30))
 """Logit of a masked key: `MASKED`'s, as a power of two, whose product with log2(e) is exact in float32."""
+NO_KEYS = tl.constexpr(-1.0)
+"""Logit of all keys of a row that has none, where the sum of its weights is kept."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LEAST, MOST = tl.constexpr(2.0**-96), tl.constexpr(2.0**96)
 """Of a sum of weights 2^logit as they are: beyond, some may have left the numbers that float32 has."""
@@ -124,8 +126,8 @@ def _over_keys(
     PRECISION: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """(sum of the weights, weights times v) over all keys, with weights 2^logits, or in units of the largest of
-    them where a maximum is RUNNING along."""
+    """(sum of the weights, weights times v, the largest logit) over all keys, with weights 2^logits; where a maximum
+    is RUNNING along in units of the largest of them, else it is not looked for."""
     BITS: tl.constexpr = q_tile.dtype.primitive_bitwidth
     key = tl.arange(0, KEYS)
     highest = tl.full((QUERIES,), float("-inf"), tl.float32)
@@ -159,7 +161,7 @@ def _over_keys(
         v_from += v_step
         limit_from += KEYS
         bias_from += SIZE
-    return total, mixed
+    return total, mixed, highest
 
 
 @triton.jit(
@@ -176,6 +178,7 @@ def _attend(
     bias,
     limits,
     out,
+    logsum,
     rows,
     queries,
     keys,
@@ -198,6 +201,7 @@ def _attend(
     WIDTH: tl.constexpr,
     BIASED: tl.constexpr,
     LIMITED: tl.constexpr,
+    KEPT: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WARPS: tl.constexpr,
@@ -215,6 +219,9 @@ def _attend(
 
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
     one another take the same tiles of the bias, for one of GROUP rows after the other.
+
+    Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to the
+    base 2. That of a row without keys is as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
     """
     program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
@@ -241,18 +248,24 @@ def _attend(
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
     q_tile = (q_tile * (C**-0.5 * LOG2_E)).to(q.dtype.element_ty)
-    total, mixed = _over_keys(
+    total, mixed, highest = _over_keys(
         q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, RUNNING,
         BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
     )  # fmt: skip
     if not RUNNING:
         fits = (total > LEAST) & (total < MOST)
         if tl.min(fits.to(tl.int32), 0) == 0:
-            total, mixed = _over_keys(
+            total, mixed, highest = _over_keys(
                 q_tile, k_from, v_from, bias_from, limit_from, keys, k_step, v_step, channel < C, True,
                 BIASED, LIMITED, QUERIES, KEYS, WIDTH, WARPS, STAGES, PRECISION, SIZE,
             )  # fmt: skip
 
+    if KEPT:
+        largest = highest
+        if not RUNNING:  # unless the tile was done again, the sum is as it is
+            largest = tl.where(highest == float("-inf"), 0.0, highest)
+        sums = tl.where(largest <= HIDDEN, NO_KEYS, largest) + tl.log2(total)
+        tl.store(logsum + (row * H + head) * queries + query, sums, query < queries)
     open_gate = tl.sigmoid(tl.load(gate + gate_at[:, None] + channel, asked, 0.0).to(tl.float32))
     result = (open_gate * (mixed / total[:, None])).to(out.dtype.element_ty)
     tl.store(out + (row * queries + query)[:, None] * (H * C) + head * C + channel, result, asked)
@@ -268,8 +281,10 @@ def _why_not(
         return "the tensors are on different devices"
     if q.is_cuda and tiles.gpu(q.device)[0] < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        return "it has no backward"
+    if recorded(*given) and q.dtype == torch.float32:
+        return "it has no backward in float32"
+    if recorded(*given) and (q.shape[-2] & (q.shape[-2] - 1) or q.shape[-2] * q.shape[-1] > 256):
+        return "its backward takes a power of two of heads, with at most 256 channels in all"
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {q.dtype}"
     if INTERPRETED and q.dtype == torch.bfloat16:
@@ -296,6 +311,41 @@ def gated_attention_triton(
     tile: Tile | None = None,
 ) -> Tensor:
     """One kernel, and before it one that lays out the bias (a copy of it is the only memory used beside the result)."""
+    if recorded(q, k, v, gate, bias):
+        from axfold.ops.triton import attention_backward  # which needs what is here
+
+        return attention_backward.gated_attention(q, k, v, gate, mask, bias, tile)
+    return attend(q, k, v, gate, mask, bias, tile)
+
+
+def laid_out(bias: Tensor, queries: int, keys: int, tile: Tile) -> Tensor:
+    """The bias [heads, queries, keys] as `_tile_bias` puts it; two numbers of bfloat16 in one."""
+    blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
+    tiled = bias.new_empty(len(bias) * blocks[0] * blocks[1], tile.queries * tile.keys)
+    _tile_bias[(*blocks, len(bias))](
+        bias,
+        tiled,
+        queries,
+        keys,
+        *bias.stride(),
+        QUERIES=tile.queries,
+        KEYS=tile.keys,
+        WARPS=tile.warps,
+    )
+    return tiled.view(torch.int32) if bias.dtype == torch.bfloat16 else tiled
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    tile: Tile | None = None,
+    logsum: Tensor | None = None,
+) -> Tensor:
+    """The attention; `logsum` [rows, heads, queries] in float32 is filled for a backward."""
     rows, queries, heads, channels = q.shape
     keys = k.shape[1]
     out = q.new_empty(rows, queries, heads * channels)
@@ -303,21 +353,7 @@ def gated_attention_triton(
         return out.zero_()
     tile = tile or tile_for(q)
     blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
-    tiled = None
-    if bias is not None:
-        tiled = q.new_empty(heads * blocks[0] * blocks[1], tile.queries * tile.keys)
-        _tile_bias[(*blocks, heads)](
-            bias,
-            tiled,
-            queries,
-            keys,
-            *bias.stride(),
-            QUERIES=tile.queries,
-            KEYS=tile.keys,
-            WARPS=tile.warps,
-        )
-        if q.dtype == torch.bfloat16:
-            tiled = tiled.view(torch.int32)
+    tiled = None if bias is None else laid_out(bias, queries, keys, tile)
     limits = None
     masked = any(mask.stride())
     if masked or (tiled is None and keys % tile.keys):  # the tiled bias hides the keys that are missing
@@ -337,6 +373,7 @@ def gated_attention_triton(
         q if tiled is None else tiled,
         q if limits is None else limits,
         out,
+        logsum,
         rows,
         queries,
         keys,
@@ -348,6 +385,7 @@ def gated_attention_triton(
         WIDTH=max(channels, 16),
         BIASED=bias is not None,
         LIMITED=limits is not None,
+        KEPT=logsum is not None,
         QUERIES=tile.queries,
         KEYS=tile.keys,
         WARPS=tile.warps,

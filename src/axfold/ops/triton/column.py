@@ -13,7 +13,7 @@ from torch import Tensor
 
 from axfold.ops.column import global_column_attention
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import EPSILON, normalize, sigmoid, why_not
+from axfold.ops.triton.common import EPSILON, normalize, recorded, sigmoid, why_not
 from axfold.ops.triton.tiles import Tile
 
 HIDDEN = tl.constexpr(
@@ -174,6 +174,8 @@ def _why_not(
     *others: Tensor,
 ) -> str | None:
     layers = norm_weight, norm_bias, q_weight, kv_weight, *others
+    if recorded(m, *layers):
+        return "it has no backward"
     if len(q_weight) > 32 * len(kv_weight):
         return "it takes at most 64 heads"
     return why_not(m, *layers, channels=(m.shape[-1], len(q_weight)))

@@ -69,6 +69,11 @@ def sigmoid(x, shift=0.0):
     )
 
 
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of them is recorded."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) -> str | None:
     """Why the kernels can't take x [i, n, c] with these parameters; `channels` are the sizes of the layers."""
     given = [p for p in parameters if p is not None]
@@ -76,8 +81,8 @@ def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) ->
         return "it needs a CUDA device"
     if tiles.gpu(x.device)[0] < 80:
         return "Triton uses no tensor cores of GPUs before compute capability 8.0"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
-        return "it has no backward"
+    if recorded(x, *given) and x.dtype == torch.float32:
+        return "it has no backward in float32"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {x.dtype}"
     if any(p.dtype != x.dtype or p.device != x.device for p in given):

@@ -1,13 +1,17 @@
 """A projection and the sum that it enters in one kernel: the update is never written."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.linear_residual import linear_residual
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import place, why_not
+from axfold.ops.triton.common import place, recorded, why_not
+from axfold.ops.triton.gradients import arriving
 from axfold.ops.triton.tiles import Tile
 
 
@@ -77,8 +81,8 @@ def _kernel(
 def _why_not(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None = None) -> str | None:
     if y.dtype != x.dtype or y.device != x.device:
         return "what is projected has another dtype or device than the representation"
-    if torch.is_grad_enabled() and y.requires_grad:
-        return "it has no backward"
+    if recorded(y) and x.dtype == torch.float32:
+        return "it has no backward in float32"
     if y.stride(-1) != 1:
         return "channels are not contiguous"
     return why_not(x, weight, bias, channels=(x.shape[-1], y.shape[-1]))
@@ -93,9 +97,23 @@ def linear_residual_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read of x and of y, and one write of x."""
+    """One read of x and of y, and one write of x; the backward keeps y and computes nothing again."""
+    if recorded(x, y, weight, bias):
+        return _LinearResidual.apply(x, y, weight, bias, keep, tile)
+    return added(x, y, weight, bias, keep, torch.empty_like(x) if torch.is_grad_enabled() else x, tile)
+
+
+def added(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    keep: Tensor | None,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
+    """The sum, in `out`, which may be x."""
     rows, positions, c = x.shape
-    out = torch.empty_like(x) if torch.is_grad_enabled() else x
     kept = None if keep is None else keep.expand_as(x)
     if x.dtype == torch.float32:
         return float32.linear_residual(x, y, kept, weight, bias, out, tile)
@@ -125,3 +143,26 @@ def linear_residual_triton(
         maxnreg=tile.registers,
     )
     return out
+
+
+class _LinearResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        keep: Tensor | None,
+        tile: Tile | None,
+    ) -> Tensor:
+        ctx.save_for_backward(y, weight, keep)
+        return added(x, y, weight, bias, keep, torch.empty_like(x), tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, keep = ctx.saved_tensors
+        update, to_bias = arriving(grad, keep)
+        to_weight = update.mT @ y.reshape(-1, y.shape[-1])
+        return grad, (update @ weight).view(y.shape), to_weight, to_bias, None, None

@@ -1,13 +1,17 @@
 """LayerNorm and a projection in one kernel: the normalised representation is never written."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import normalize, place, why_not
+from axfold.ops.triton.common import normalize, place, recorded, why_not
+from axfold.ops.triton.gradients import norm_backward, normed
 from axfold.ops.triton.tiles import Tile
 
 
@@ -66,7 +70,9 @@ def normed_linear_triton(
     bias: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read of x and one write of the result."""
+    """One read of x and one write of the result; the backward keeps x and normalises it again."""
+    if recorded(x, norm_weight, norm_bias, weight, bias):
+        return _NormedLinear.apply(x, norm_weight, norm_bias, weight, bias, tile)
     if x.dtype == torch.float32:
         return float32.normed_linear(x, norm_weight, norm_bias, weight, bias, tile)
     rows, positions, c = x.shape
@@ -93,3 +99,27 @@ def normed_linear_triton(
         maxnreg=tile.registers,
     )
     return out
+
+
+class _NormedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tile: Tile | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
+        return normed_linear_triton(x, norm_weight, norm_bias, weight, bias, tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm_weight, norm_bias, weight = ctx.saved_tensors
+        grad = grad.reshape(-1, len(weight))  # a bias for attention arrives channel first, and stays a view
+        to_weight = grad.mT @ normed(x, norm_weight, norm_bias)
+        to_bias = grad.sum(0) if ctx.needs_input_grad[4] else None
+        return *norm_backward(x, norm_weight, grad @ weight), to_weight, to_bias, None

@@ -1,13 +1,17 @@
 """Outer product mean: the products by cuBLAS, and a kernel that reads them as they lie for all that follows."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.outer import outer_product_update
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import place, why_not
+from axfold.ops.triton.common import place, recorded, why_not
+from axfold.ops.triton.gradients import arriving
 from axfold.ops.triton.tiles import Tile
 
 
@@ -61,8 +65,8 @@ def _kernel(
 def _why_not(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     if any(x.dtype != z.dtype or x.device != z.device for x in (a, b)):
         return "the operands have another dtype or device than the representation"
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return "it has no backward"
+    if recorded(a, b) and z.dtype == torch.float32:
+        return "it has no backward in float32"
     if a.shape[-1] not in (8, 16, 32, 64):
         return f"the operands have {a.shape[-1]} channels, not 8, 16, 32 or 64"
     return why_not(z, weight, bias, channels=z.shape[-1:])
@@ -72,11 +76,34 @@ def _why_not(z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bia
 def outer_product_update_triton(
     z: Tensor, a: Tensor, b: Tensor, count: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None
 ) -> Tensor:
-    """The products are written once and read once, in the order in which cuBLAS makes them."""
+    """The products are written once and read once, in the order in which cuBLAS makes them; the backward makes them
+    once more, and their gradients in their place."""
+    if recorded(z, a, b, weight, bias):
+        return _OuterProductUpdate.apply(z, a, b, count, weight, bias, tile)
+    return _updated(
+        z, a, b, count, weight, bias, torch.empty_like(z) if torch.is_grad_enabled() else z, tile
+    )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The products [(i, c), (n, d)]."""
+    return torch.matmul(a.mT.reshape(len(a) * a.shape[-1], -1), b.flatten(-2))
+
+
+def _updated(
+    z: Tensor,
+    a: Tensor,
+    b: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    tile: Tile | None,
+) -> Tensor:
+    """z with its update, in `out`, which may be z."""
     rows, positions, c_z = z.shape
     c = a.shape[-1]
-    product = torch.matmul(a.mT.reshape(rows * c, -1), b.flatten(-2))
-    out = torch.empty_like(z) if torch.is_grad_enabled() else z
+    product = _product(a, b)
     tile = tile or tiles.tile("outer_product_mean", z)
     _kernel[(rows * triton.cdiv(positions, tile.positions),)](
         z,
@@ -99,3 +126,105 @@ def outer_product_update_triton(
         maxnreg=tile.registers,
     )
     return out
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _to_weight(
+    product,
+    grad,
+    partial,
+    rows,
+    positions,
+    C_Z: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """partial[program] [C C, C_Z] = productT grad, CHUNK of its rows, over this program's tiles."""
+    channel = tl.arange(0, C_Z)
+    pair = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    width = positions.to(tl.int64) * C
+    columns = (pair // C).to(tl.int64)[None, :] * width + (pair % C)[None, :]
+    blocks = tl.cdiv(positions, BLOCK)
+    total = tl.zeros((CHUNK, C_Z), tl.float32)
+    for tile in tl.range(tl.program_id(1), rows * blocks, tl.num_programs(1), num_stages=STAGES):
+        row, position = place(tile, blocks, BLOCK)
+        exists = (position < positions)[:, None]
+        far = position.to(tl.int64)[:, None]
+        x = tl.load(product + row * C * width + far * C + columns, exists, 0.0)
+        g = tl.load(grad + (row * positions + far) * C_Z + channel[None, :], exists, 0.0)
+        total = tl.dot(tl.trans(x), g, total, input_precision=PRECISION)
+    target = partial + (tl.program_id(1) * (C * C) + pair[:, None]) * C_Z + channel[None, :]
+    tl.store(target, total)
+
+
+@triton.jit(do_not_specialize=["positions"])
+def _to_product(
+    grad,
+    weight,
+    out,
+    positions,
+    C_Z: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out[i, c, n, d] = (grad weight)_in,cd of grad [rows, positions, C_Z]."""
+    channel = tl.arange(0, C_Z)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = (position < positions)[:, None]
+    far = position.to(tl.int64)[:, None]
+    g = tl.load(grad + (row * positions + far) * C_Z + channel[None, :], exists, 0.0)
+    pair = tl.arange(0, CHUNK)
+    width = positions.to(tl.int64) * C
+    target = out + row * C * width + (pair // C).to(tl.int64)[None, :] * width + (pair % C)[None, :]
+    target += far * C
+    layer = weight + channel[:, None] * (C * C) + pair[None, :]
+    for start in tl.range(0, C * C, CHUNK, num_stages=STAGES):
+        new = tl.dot(g, tl.load(layer + start), input_precision=PRECISION)
+        tl.store(target + start // C * width, new.to(out.dtype.element_ty), exists)
+
+
+class _OuterProductUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        a: Tensor,
+        b: Tensor,
+        count: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        tile: Tile | None,
+    ) -> Tensor:
+        ctx.save_for_backward(a, b, count, weight)
+        return _updated(z, a, b, count, weight, bias, torch.empty_like(z), tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, count, weight = ctx.saved_tensors
+        rows, positions, c_z = grad.shape
+        c = a.shape[-1]
+        update, to_bias = arriving(grad, (count + 1e-3).reciprocal()[..., None])
+        constants = {"C_Z": c_z, "C": c, "PRECISION": tiles.products(grad.dtype)}
+        tile = tiles.tile("outer_product_backward", grad)
+        chunk = max(min(tile.chunk, c * c), c)
+        blocks = rows * triton.cdiv(positions, tile.positions)
+        options = {"BLOCK": tile.positions, "CHUNK": chunk, "STAGES": tile.stages, "num_warps": tile.warps}
+
+        product = _product(a, b)
+        parts = c * c // chunk
+        splits = min(blocks, triton.cdiv(2 * tiles.gpu(grad.device)[1], parts))
+        partial = grad.new_empty(splits, c * c, c_z, dtype=torch.float32)
+        _to_weight[(parts, splits)](product, update, partial, rows, positions, **constants, **options)
+        to_weight = partial.sum(0).mT.to(weight.dtype)
+        _to_product[(blocks,)](update, weight, product, positions, **constants, **options)
+        others = b.flatten(-2)
+        to_a = (product @ others.mT).view(rows, c, -1).mT
+        to_b = (a.mT.reshape(rows * c, -1).mT @ product).view(b.shape)
+        return grad, to_a, to_b, None, to_weight, to_bias, None

@@ -89,6 +89,10 @@ TILES: dict[str, dict[str, tuple[tuple[int, int, Tile], ...]]] = {
             (0, 256, Tile(32, 32, 8, 2)),
         ),
     },
+    "outer_product_backward": {
+        "half": ((90, 128, Tile(64, 128, 8, 3)), (0, 256, Tile(32, 32, 4, 2))),
+        "float32": (),
+    },
     "normed_linear": {
         "half": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),
         "float32": ((90, 256, Tile(128, 64, 8, 3)), (0, 256, Tile(64, 32, 4, 2))),

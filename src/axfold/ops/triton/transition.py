@@ -1,13 +1,17 @@
 """The transition: the hidden layer, four times as wide as the representation, stays on the chip."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.transition import transition
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import normalize, place, why_not
+from axfold.ops.triton.common import normalize, place, recorded, why_not
+from axfold.ops.triton.gradients import arriving, norm_backward, normed, relu_backward
 from axfold.ops.triton.tiles import Tile
 
 
@@ -96,15 +100,32 @@ def transition_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read and one write of x; a batch goes member by member."""
+    """One read and one write of x; a batch goes member by member. The backward keeps x, and makes the hidden layer again."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
     if x.dim() > 3:
         each = [None] * len(x) if keep is None else list(keep.expand_as(x))
         new = [transition_triton(one, *layers, kept, tile) for one, kept in zip(x, each, strict=True)]
         return torch.stack(new) if torch.is_grad_enabled() else x
+    if recorded(x, *layers):
+        return _Transition.apply(x, *layers, keep, tile)
+    return updated(x, *layers, keep, torch.empty_like(x) if torch.is_grad_enabled() else x, tile)
+
+
+def updated(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    keep: Tensor | None,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
+    """x with its update, in `out`, which may be x."""
     rows, positions, c = x.shape
     hidden = len(expand_weight)
-    out = torch.empty_like(x) if torch.is_grad_enabled() else x
     kept = None if keep is None else keep.expand_as(x)
     if x.dtype == torch.float32:
         layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
@@ -135,3 +156,51 @@ def transition_triton(
         maxnreg=tile.registers,
     )
     return out
+
+
+HIDDEN_AT_ONCE = 1 << 29
+"""Bytes that the hidden layer may take in the backward, and its gradient as many; larger ones go in parts."""
+
+
+class _Transition(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        expand_weight: Tensor,
+        expand_bias: Tensor,
+        output_weight: Tensor,
+        output_bias: Tensor,
+        keep: Tensor | None,
+        tile: Tile | None,
+    ) -> Tensor:
+        layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight
+        ctx.save_for_backward(x, *layers, keep)
+        return updated(x, *layers, output_bias, keep, torch.empty_like(x), tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm_weight, norm_bias, expand_weight, expand_bias, output_weight, keep = ctx.saved_tensors
+        y = normed(x, norm_weight, norm_bias)
+        update, to_output_bias = arriving(grad, keep)
+        count = -(-y.element_size() * len(y) * len(expand_weight) // HIDDEN_AT_ONCE) or 1
+        parts = []
+        for some, change in zip(y.chunk(count), update.chunk(count), strict=True):
+            hidden = torch._addmm_activation(expand_bias, some, expand_weight.mT)  # its default is the ReLU
+            to_output = change.mT @ hidden
+            inner = change @ output_weight
+            to_expand_bias = relu_backward(hidden, inner)
+            to_expand = inner.mT @ some
+            torch.mm(inner, expand_weight, out=some)  # of the normalised x, which is not needed any more
+            parts.append((to_expand, to_expand_bias, to_output))
+        if len(parts) == 1:
+            to_expand, to_expand_bias, to_output = parts[0]
+        else:
+            to_expand, to_expand_bias, to_output = (
+                torch.stack(each).sum(0, dtype=torch.float32).to(x.dtype) for each in zip(*parts, strict=True)
+            )
+        to_norm = norm_backward(x, norm_weight, y, residual=grad)
+        return *to_norm, to_expand, to_expand_bias.to(x.dtype), to_output, to_output_bias, None, None

@@ -1,13 +1,24 @@
 """Triangle multiplication: one kernel before its product and one after it; the product itself is cuBLAS's."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.triangle import triangle_operand, triangle_update
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import after_norm, normalize, place, sigmoid, standardize, why_not
+from axfold.ops.triton.common import after_norm, normalize, place, recorded, sigmoid, standardize, why_not
+from axfold.ops.triton.gradients import (
+    gate_backward,
+    gated_backward,
+    norm_backward,
+    norm_channels,
+    norm_channels_backward,
+    normed,
+)
 from axfold.ops.triton.tiles import Tile
 
 ALIGNMENT = 16
@@ -197,7 +208,9 @@ def triangle_operand_triton(
     bias: Tensor,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read of z and one write of the operand."""
+    """One read of z and one write of the operand; the backward keeps z and projects it again."""
+    if recorded(z, norm_weight, norm_bias, weight, bias):
+        return _Operand.apply(z, mask, norm_weight, norm_bias, weight, bias, tile)
     rows, positions, c_in = z.shape
     c_out = len(weight) // 2
     width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
@@ -235,8 +248,8 @@ def triangle_operand_triton(
 def _update_why_not(z: Tensor, own: Tensor, others: Tensor, *parameters: Tensor | None) -> str | None:
     if own.dtype != z.dtype or own.device != z.device:
         return "the operands have another dtype or device than the representation"
-    if torch.is_grad_enabled() and (own.requires_grad or others.requires_grad):
-        return "it has no backward"
+    if recorded(own, others) and z.dtype == torch.float32:
+        return "it has no backward in float32"
     return why_not(z, *parameters[:8], channels=(z.shape[-1], own.shape[-3]))
 
 
@@ -256,12 +269,43 @@ def triangle_update_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """The product by cuBLAS; then one read of it and of z, and one write of z."""
-    rows, positions, c_z = z.shape
-    width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
-    product = own.new_empty(len(own), rows, width)
-    torch.bmm(own, others.mT, out=product[..., :positions])
+    """The product by cuBLAS; then one read of it and of z, and one write of z. The backward keeps what is given."""
+    norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
+    layers = output_weight, output_bias, gate_weight, gate_bias
+    if recorded(z, own, others, *norms, *layers):
+        return _Update.apply(z, own, others, *norms, *layers, keep, tile)
     out = torch.empty_like(z) if torch.is_grad_enabled() else z
+    return _updated(z, own, others, *norms, *layers, keep, out, tile)
+
+
+def _product(own: Tensor, others: Tensor, positions: int) -> Tensor:
+    """sum_k own_ik others_nk [c, i, n], where rows are as long as cuBLAS likes them."""
+    width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
+    product = own.new_empty(len(own), own.shape[1], width)
+    torch.bmm(own, others.mT, out=product[..., :positions])
+    return product
+
+
+def _updated(
+    z: Tensor,
+    own: Tensor,
+    others: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    product_norm_weight: Tensor,
+    product_norm_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    keep: Tensor | None,
+    out: Tensor,
+    tile: Tile | None,
+) -> Tensor:
+    """z with its update, in `out`, which may be z."""
+    rows, positions, c_z = z.shape
+    product = _product(own, others, positions)
+    width = product.shape[-1]
     kept = None if keep is None else keep.expand_as(z)
     if z.dtype == torch.float32:
         norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
@@ -299,3 +343,80 @@ def triangle_update_triton(
         maxnreg=tile.registers,
     )
     return out
+
+
+class _Operand(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        mask: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        tile: Tile | None,
+    ) -> Tensor:
+        ctx.save_for_backward(z, mask, norm_weight, norm_bias, weight, bias)
+        return triangle_operand_triton(z, mask, norm_weight, norm_bias, weight, bias, tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, mask, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        y = normed(z, norm_weight, norm_bias)
+        both = torch.addmm(bias, y, weight.mT)
+        to_bias = gated_backward(both, mask, grad)  # they are gradients from here on
+        to_weight = both.mT @ y
+        to_z, *to_norm = norm_backward(z, norm_weight, both @ weight)
+        return to_z, None, *to_norm, to_weight, to_bias, None
+
+
+class _Update(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        own: Tensor,
+        others: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        product_norm_weight: Tensor,
+        product_norm_bias: Tensor,
+        output_weight: Tensor,
+        output_bias: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor,
+        keep: Tensor | None,
+        tile: Tile | None,
+    ) -> Tensor:
+        norms = norm_weight, norm_bias, product_norm_weight, product_norm_bias
+        layers = output_weight, output_bias, gate_weight, gate_bias
+        ctx.save_for_backward(z, own, others, *norms, *layers, keep)
+        return _updated(z, own, others, *norms, *layers, keep, torch.empty_like(z), tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, own, others, norm_weight, norm_bias, *parameters, keep = ctx.saved_tensors
+        product_norm_weight, product_norm_bias, *layers = parameters
+        output_weight, output_bias, gate_weight, gate_bias = layers
+        positions = z.shape[1]
+        product = _product(own, others, positions)
+        mixed = norm_channels(product, product_norm_weight, product_norm_bias, positions)
+        y = normed(z, norm_weight, norm_bias)
+        update, gate = (
+            torch.addmm(output_bias, mixed, output_weight.mT),
+            torch.addmm(gate_bias, y, gate_weight.mT),
+        )
+        to_output_bias, to_gate_bias = gate_backward(grad, keep, update, gate)  # gradients from here on
+        to_output, to_gate = update.mT @ mixed, gate.mT @ y
+        torch.mm(update, output_weight, out=mixed)  # each step takes the place of what is not needed any more
+        to_product_norm = norm_channels_backward(product, product_norm_weight, mixed, positions)
+        torch.mm(gate, gate_weight, out=y)
+        to_z, *to_norm = norm_backward(z, norm_weight, y, residual=grad)
+        del update, gate, mixed, y
+        inner = product[..., :positions]
+        to_own, to_others = torch.bmm(inner, others), torch.bmm(inner.mT, own)
+        to_layers = to_output, to_output_bias, to_gate, to_gate_bias
+        return to_z, to_own, to_others, *to_norm, *to_product_norm, *to_layers, None, None

@@ -1,0 +1,463 @@
+"""What the backwards share: everything around their products, which are cuBLAS's.
+
+A backward keeps nothing of its forward but the inputs and statistics; it computes the rest once more. All that is in
+between lies in memory as [rows, positions, channels], whatever the strides of the representation are. Sums over all
+positions, such as the gradients of biases, are taken by programs for the tiles that they go through, and then over the
+programs: they are the same in every run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from axfold.ops.triton import tiles
+from axfold.ops.triton.common import EPSILON, normalize, place, sigmoid
+from axfold.ops.triton.layer_norm import layer_norm_triton
+from axfold.ops.triton.tiles import Tile
+
+
+def tile_for(channels: int) -> Tile:
+    """The tile of an elementwise kernel: so many numbers that each thread has a few loads of 16 bytes under way."""
+    return Tile(max(4096 // channels, 1), channels, 4, 1, resident=8)
+
+
+def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm of x [rows, positions, c] as [rows * positions, c]."""
+    return layer_norm_triton(x, weight, bias).view(-1, x.shape[-1])
+
+
+def total(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sums over programs: the second stage."""
+    return partial.sum(0).to(dtype)
+
+
+def programs(tile: Tile, rows: int, positions: int, x: Tensor) -> int:
+    return tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), x.device)
+
+
+@triton.jit(do_not_specialize=["rows", "positions", "keep_row", "keep_position", "keep_channel"])
+def _arriving(
+    grad,
+    keep,
+    out,
+    partial,
+    rows,
+    positions,
+    grad_row,
+    grad_position,
+    keep_row,
+    keep_position,
+    keep_channel,
+    SCALED: tl.constexpr,
+    STORED: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out [rows, positions, C] = keep * grad, and the sums of its channels."""
+    channel = tl.arange(0, C)[None, :]
+    blocks = tl.cdiv(positions, BLOCK)
+    sums = tl.zeros((C,), tl.float32)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        row, position = place(tile, blocks, BLOCK)
+        exists = (position < positions)[:, None]
+        far = position.to(tl.int64)[:, None]
+        g = tl.load(grad + row * grad_row + far * grad_position + channel, exists, 0.0).to(tl.float32)
+        if SCALED:
+            kept = keep + row * keep_row + far * keep_position + channel * keep_channel
+            g *= tl.load(kept, exists, 0.0).to(tl.float32)
+        if STORED:
+            tl.store(out + (row * positions + far) * C + channel, g.to(out.dtype.element_ty), exists)
+        sums += tl.sum(g, 0)
+    tl.store(partial + tl.program_id(0) * C + tl.arange(0, C), sums)
+
+
+def arriving(grad: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradient of an update [rows * positions, c] that `keep` multiplies, and its sum over all positions."""
+    rows, positions, c = grad.shape
+    tile = tile_for(c)
+    count = programs(tile, rows, positions, grad)
+    partial = grad.new_empty(count, c, dtype=torch.float32)
+    stored = keep is not None or not grad.is_contiguous()
+    out = grad.new_empty(grad.shape) if stored else grad
+    kept = None if keep is None else keep.expand_as(grad)
+    _arriving[(count,)](
+        grad,
+        kept,
+        out,
+        partial,
+        rows,
+        positions,
+        *grad.stride()[:2],
+        *((0, 0, 0) if kept is None else kept.stride()),
+        SCALED=kept is not None,
+        STORED=stored,
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    return out.view(-1, c), total(partial, grad.dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _norm_backward(
+    x,
+    weight,
+    grad,
+    residual,
+    out,
+    partial,
+    rows,
+    positions,
+    x_row,
+    x_position,
+    residual_row,
+    residual_position,
+    out_row,
+    out_position,
+    RESIDUAL: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = residual + the gradient of x, of which `grad` [rows, positions, C] is that of its LayerNorm."""
+    channel = tl.arange(0, C)
+    scale = tl.load(weight + channel).to(tl.float32)[None, :]
+    to_weight = tl.zeros((C,), tl.float32)
+    to_bias = tl.zeros((C,), tl.float32)
+    blocks = tl.cdiv(positions, BLOCK)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        row, position = place(tile, blocks, BLOCK)
+        exists = (position < positions)[:, None]
+        far = position.to(tl.int64)[:, None]
+        y = tl.load(x + row * x_row + far * x_position + channel[None, :], exists, 0.0).to(tl.float32)
+        g = tl.load(grad + (row * positions + far) * C + channel[None, :], exists, 0.0).to(tl.float32)
+        y -= tl.sum(y, 1)[:, None] / C
+        inverse = tl.rsqrt(tl.sum(y * y, 1)[:, None] / C + EPSILON)
+        y *= inverse
+        to_weight += tl.sum(g * y, 0)
+        to_bias += tl.sum(g, 0)
+        g *= scale
+        g = (g - tl.sum(g, 1)[:, None] / C - y * (tl.sum(g * y, 1)[:, None] / C)) * inverse
+        if RESIDUAL:
+            before = residual + row * residual_row + far * residual_position + channel[None, :]
+            g += tl.load(before, exists, 0.0).to(tl.float32)
+        target = out + row * out_row + far * out_position + channel[None, :]
+        tl.store(target, g.to(out.dtype.element_ty), exists)
+    share = partial + tl.program_id(0) * (2 * C) + channel
+    tl.store(share, to_weight)
+    tl.store(share + C, to_bias)
+
+
+def norm_backward(
+    x: Tensor, weight: Tensor, grad: Tensor, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [rows, positions, c], of the LayerNorm's weight and of its bias.
+
+    `grad` [rows * positions, c] is that of the normalised x, and `residual` what x receives beside it.
+    """
+    rows, positions, c = x.shape
+    tile = tile_for(c)
+    count = programs(tile, rows, positions, x)
+    partial = x.new_empty(count, 2, c, dtype=torch.float32)
+    out = torch.empty_like(x)
+    _norm_backward[(count,)](
+        x,
+        weight,
+        grad,
+        residual,
+        out,
+        partial,
+        rows,
+        positions,
+        *x.stride()[:2],
+        *((0, 0) if residual is None else residual.stride()[:2]),
+        *out.stride()[:2],
+        RESIDUAL=residual is not None,
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    to_weight, to_bias = total(partial, weight.dtype)
+    return out, to_weight, to_bias
+
+
+@triton.jit(do_not_specialize=["elements"])
+def _relu_backward(hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """grad [elements, WIDTH] is 0 where `hidden` is, and the sums of CHUNK of its channels."""
+    channel = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    inside = (channel < WIDTH)[None, :]
+    sums = tl.zeros((CHUNK,), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(elements, BLOCK), tl.num_programs(0)):
+        element = tile * BLOCK + tl.arange(0, BLOCK)
+        exists = (element < elements)[:, None] & inside
+        at = element.to(tl.int64)[:, None] * WIDTH + channel[None, :]
+        h = tl.load(hidden + at, exists, 0.0)
+        g = tl.load(grad + at, exists, 0.0)
+        g = tl.where(h > 0, g, 0.0)
+        tl.store(grad + at, g, exists)
+        sums += tl.sum(g.to(tl.float32), 0)
+    tl.store(partial + tl.program_id(0) * WIDTH + channel, sums, channel < WIDTH)
+
+
+def relu_backward(hidden: Tensor, grad: Tensor) -> Tensor:
+    """Make `grad` [n, width] that of what `hidden` is the ReLU of; returns its sum over n, in float32."""
+    elements, width = hidden.shape
+    tile = Tile(16, 256, 4, 1, resident=2)
+    count = tiles.programs(tile, triton.cdiv(elements, tile.positions), hidden.device)
+    partial = hidden.new_empty(count, width, dtype=torch.float32)
+    _relu_backward[(count, triton.cdiv(width, tile.chunk))](
+        hidden,
+        grad,
+        partial,
+        elements,
+        WIDTH=width,
+        CHUNK=tile.chunk,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    return partial.sum(0)
+
+
+@triton.jit(do_not_specialize=["rows", "positions", "mask_row", "mask_position"])
+def _gated_backward(
+    both,
+    mask,
+    grad,
+    partial,
+    rows,
+    positions,
+    mask_row,
+    mask_position,
+    grad_channel,
+    grad_row,
+    MASKED: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Values and gates, side by side in `both` [rows, positions, 2 C], become their gradients.
+
+    `grad` [C, rows, positions or more] is that of mask * value * sigmoid(gate).
+    """
+    channel = tl.arange(0, C)
+    blocks = tl.cdiv(positions, BLOCK)
+    to_value = tl.zeros((C,), tl.float32)
+    to_gate = tl.zeros((C,), tl.float32)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        row, position = place(tile, blocks, BLOCK)
+        exists = position < positions
+        source = grad + row * grad_row + channel.to(tl.int64)[:, None] * grad_channel + position[None, :]
+        g = tl.trans(tl.load(source, exists[None, :], 0.0)).to(tl.float32)
+        if MASKED:
+            shown = mask + row * mask_row + position.to(tl.int64) * mask_position
+            g *= tl.load(shown, exists, 0.0).to(tl.float32)[:, None]
+        at = both + (row * positions + position)[:, None] * (2 * C) + channel[None, :]
+        value = tl.load(at, exists[:, None], 0.0).to(tl.float32)
+        share = sigmoid(tl.load(at + C, exists[:, None], 0.0).to(tl.float32))
+        g *= share
+        tl.store(at, g.to(both.dtype.element_ty), exists[:, None])
+        to_value += tl.sum(g, 0)
+        g *= value * (1 - share)
+        tl.store(at + C, g.to(both.dtype.element_ty), exists[:, None])
+        to_gate += tl.sum(g, 0)
+    target = partial + tl.program_id(0) * (2 * C) + channel
+    tl.store(target, to_value)
+    tl.store(target + C, to_gate)
+
+
+def gated_backward(both: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
+    """Make values and gates [rows * positions, 2 c] their gradients; returns the sum over all positions.
+
+    `grad` [c, rows, positions or more] is that of mask * value * sigmoid(gate).
+    """
+    rows, positions = mask.shape
+    c = both.shape[-1] // 2
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    tile = Tile(32, c, 4, 1, resident=4)
+    count = programs(tile, rows, positions, both)
+    partial = both.new_empty(count, 2 * c, dtype=torch.float32)
+    _gated_backward[(count,)](
+        both,
+        mask,
+        grad,
+        partial,
+        rows,
+        positions,
+        *mask.stride(),
+        *grad.stride()[:2],
+        MASKED=any(mask.stride()),
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    return total(partial, both.dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "positions", "keep_row", "keep_position", "keep_channel"])
+def _gate_backward(
+    grad,
+    keep,
+    update,
+    gate,
+    partial,
+    rows,
+    positions,
+    grad_row,
+    grad_position,
+    keep_row,
+    keep_position,
+    keep_channel,
+    DROPOUT: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`update` and `gate` [rows, positions, C] become their gradients; `grad` is that of keep * sigmoid(gate) * update."""
+    channel = tl.arange(0, C)[None, :]
+    blocks = tl.cdiv(positions, BLOCK)
+    to_update = tl.zeros((C,), tl.float32)
+    to_gate = tl.zeros((C,), tl.float32)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        row, position = place(tile, blocks, BLOCK)
+        exists = (position < positions)[:, None]
+        far = position.to(tl.int64)[:, None]
+        g = tl.load(grad + row * grad_row + far * grad_position + channel, exists, 0.0).to(tl.float32)
+        if DROPOUT:
+            kept = keep + row * keep_row + far * keep_position + channel * keep_channel
+            g *= tl.load(kept, exists, 0.0).to(tl.float32)
+        at = (row * positions + far) * C + channel
+        u = tl.load(update + at, exists, 0.0).to(tl.float32)
+        share = sigmoid(tl.load(gate + at, exists, 0.0).to(tl.float32))
+        g *= share
+        tl.store(update + at, g.to(update.dtype.element_ty), exists)
+        to_update += tl.sum(g, 0)
+        g *= u * (1 - share)
+        tl.store(gate + at, g.to(gate.dtype.element_ty), exists)
+        to_gate += tl.sum(g, 0)
+    target = partial + tl.program_id(0) * (2 * C) + tl.arange(0, C)
+    tl.store(target, to_update)
+    tl.store(target + C, to_gate)
+
+
+def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Make update and gate [rows * positions, c] their gradients; returns the sums over all positions.
+
+    `grad` [rows, positions, c] is that of keep * sigmoid(gate) * update.
+    """
+    rows, positions, c = grad.shape
+    tile = tile_for(c)
+    count = programs(tile, rows, positions, grad)
+    partial = grad.new_empty(count, 2, c, dtype=torch.float32)
+    kept = None if keep is None else keep.expand_as(grad)
+    _gate_backward[(count,)](
+        grad,
+        kept,
+        update,
+        gate,
+        partial,
+        rows,
+        positions,
+        *grad.stride()[:2],
+        *((0, 0, 0) if kept is None else kept.stride()),
+        DROPOUT=kept is not None,
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    to_update, to_gate = total(partial, grad.dtype)
+    return to_update, to_gate
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _norm_channels(
+    x, weight, bias, out, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out [rows, positions, C] = norm(x) of x [C, rows, width]."""
+    channel = tl.arange(0, C)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = position < positions
+    size = rows.to(tl.int64) * width
+    y = tl.load(
+        x + row * width + position[None, :] + channel.to(tl.int64)[:, None] * size, exists[None, :], 0.0
+    )
+    scale = tl.load(weight + channel).to(tl.float32)
+    shift = tl.load(bias + channel).to(tl.float32)
+    y = normalize(tl.trans(y).to(tl.float32), scale, shift, C, 1)
+    target = out + (row * positions + position)[:, None] * C + channel[None, :]
+    tl.store(target, y.to(out.dtype.element_ty), exists[:, None])
+
+
+def norm_channels(x: Tensor, weight: Tensor, bias: Tensor, positions: int) -> Tensor:
+    """LayerNorm [rows * positions, c] of x [c, rows, positions or more], which is contiguous."""
+    c, rows, width = x.shape
+    out = x.new_empty(rows * positions, c)
+    tile = Tile(32, c, 4, 1)
+    _norm_channels[(rows * triton.cdiv(positions, tile.positions),)](
+        x,
+        weight,
+        bias,
+        out,
+        rows,
+        positions,
+        width,
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _norm_channels_backward(
+    x, weight, grad, partial, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr
+):
+    """x [C, rows, width] becomes its gradient, of which `grad` [rows, positions, C] is that of norm(x)."""
+    channel = tl.arange(0, C)
+    scale = tl.load(weight + channel).to(tl.float32)[None, :]
+    to_weight = tl.zeros((C,), tl.float32)
+    to_bias = tl.zeros((C,), tl.float32)
+    size = rows.to(tl.int64) * width
+    blocks = tl.cdiv(positions, BLOCK)
+    for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
+        row, position = place(tile, blocks, BLOCK)
+        exists = position < positions
+        at = x + row * width + position[None, :] + channel.to(tl.int64)[:, None] * size
+        y = tl.trans(tl.load(at, exists[None, :], 0.0)).to(tl.float32)
+        source = grad + (row * positions + position)[:, None] * C + channel[None, :]
+        g = tl.load(source, exists[:, None], 0.0).to(tl.float32)
+        y -= tl.sum(y, 1)[:, None] / C
+        inverse = tl.rsqrt(tl.sum(y * y, 1)[:, None] / C + EPSILON)
+        y *= inverse
+        to_weight += tl.sum(g * y, 0)
+        to_bias += tl.sum(g, 0)
+        g *= scale
+        g = (g - tl.sum(g, 1)[:, None] / C - y * (tl.sum(g * y, 1)[:, None] / C)) * inverse
+        tl.store(at, tl.trans(g.to(x.dtype.element_ty)), exists[None, :])
+    share = partial + tl.program_id(0) * (2 * C) + channel
+    tl.store(share, to_weight)
+    tl.store(share + C, to_bias)
+
+
+def norm_channels_backward(
+    x: Tensor, weight: Tensor, grad: Tensor, positions: int
+) -> tuple[Tensor, Tensor]:
+    """Make x [c, rows, positions or more] its gradient; returns those of weight and bias of its LayerNorm.
+
+    `grad` [rows * positions, c] is that of the normalised x.
+    """
+    c, rows, width = x.shape
+    tile = Tile(32, c, 4, 1, resident=4)
+    count = programs(tile, rows, positions, x)
+    partial = x.new_empty(count, 2, c, dtype=torch.float32)
+    _norm_channels_backward[(count,)](
+        x,
+        weight,
+        grad,
+        partial,
+        rows,
+        positions,
+        width,
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    to_weight, to_bias = total(partial, weight.dtype)
+    return to_weight, to_bias
