@@ -18,6 +18,11 @@ def put(rows: Tensor, new: Tensor) -> None:
         rows.copy_(new)
 
 
+def narrowed(x: Tensor, axis: int, start: int, size: int) -> Tensor:
+    """x narrowed, or x itself for all of it: the gradient of what is narrowed would be copied."""
+    return x if size == x.shape[axis] else x.narrow(axis, start, size)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Runs functions over blocks of `size` rows; None takes all rows at once.
@@ -71,7 +76,7 @@ class Rows:
         total = operands[0].shape[axis]
         whole, parts = None, []
         for start, size in self.blocks(total):
-            part = prepare(*(x.narrow(axis, start, size) for x in operands))
+            part = prepare(*(narrowed(x, axis, start, size) for x in operands))
             if size == total:
                 return part
             if torch.is_grad_enabled():
@@ -101,8 +106,8 @@ class Rows:
         recorded = torch.is_grad_enabled()
         parts = []
         for start, size in self.blocks(x.shape[axis]):
-            rows = x.narrow(axis, start, size)
-            new = update(rows, *(operand.narrow(axis, start, size).to(x.device) for operand in operands))
+            rows = narrowed(x, axis, start, size)
+            new = update(rows, *(narrowed(operand, axis, start, size).to(x.device) for operand in operands))
             if recorded:
                 parts.append(new)
             else:

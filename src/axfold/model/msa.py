@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from axfold import ops
+from axfold.memory.rows import narrowed
 from axfold.model.layers import GatedAttention, RowUpdate
 
 
@@ -141,11 +142,10 @@ class OuterProductMean(RowUpdate):
         each = m.shape[axis] * self.b.out_features * m.element_size()
         updated = []
         for first, size in self.rows.parts(z.shape[-2], each):
-            b = self.context(
-                m.narrow(-2, first, size), mask.narrow(-1, first, size), axis=axis, out_axis=axis
-            )
-            update = partial(self.update, b=b, masks=by_residue.narrow(-2, first, size))
-            part = z.narrow(-2, first, size)
+            source = narrowed(m, -2, first, size), narrowed(mask, -1, first, size)
+            b = self.context(*source, axis=axis, out_axis=axis)
+            update = partial(self.update, b=b, masks=narrowed(by_residue, -2, first, size))
+            part = narrowed(z, -2, first, size)
             updated.append(self.rows.update(update, part, by_column, by_residue, axis=axis))
             del b, update  # before the next one is made
         if not torch.is_grad_enabled():
