@@ -167,7 +167,7 @@ def _over_keys(
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "q_row", "q_query", "q_head", "k_row", "k_key", "k_head"),
-        *("v_row", "v_key", "v_head", "gate_row", "gate_query", "gate_head", "limit_row"),
+        *("v_row", "v_key", "v_head", "gate_row", "gate_query", "gate_head", "limit_row", "each"),
     ]
 )
 def _attend(
@@ -195,6 +195,7 @@ def _attend(
     gate_query,
     gate_head,
     limit_row,
+    each,
     ALIGNED: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
@@ -244,7 +245,8 @@ def _attend(
     limit_from = limits + row * limit_row + key
     BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     SIZE: tl.constexpr = QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth
-    bias_from = bias + tile.to(tl.int64) * k_blocks * SIZE + tl.arange(0, SIZE)
+    own = (row.to(tl.int32) // each).to(tl.int64) * (H * q_blocks) + tile  # the bias is that of the row's protein
+    bias_from = bias + own * k_blocks * SIZE + tl.arange(0, SIZE)
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
     q_tile = (q_tile * (C**-0.5 * LOG2_E)).to(q.dtype.element_ty)
@@ -291,8 +293,8 @@ def _why_not(
         return "Triton's interpreter can't multiply bfloat16"
     if any(x.dtype != q.dtype for x in given):
         return "the tensors have different dtypes"
-    if q.dim() != 4:
-        return "it takes no batch axes"
+    if q.dim() != 4 and not (q.dim() == 5 and all(x.stride(0) == x.shape[1] * x.stride(1) for x in (q, k, v, gate))):
+        return "it takes one batch axis at most, that goes on where the rows end"
     if q.shape[-1] not in (8, 16, 32, 64):
         return f"heads have {q.shape[-1]} channels, not 8, 16, 32 or 64"
     if any(x.stride(-1) != 1 for x in (q, k, v, gate)):
@@ -311,6 +313,9 @@ def gated_attention_triton(
     tile: Tile | None = None,
 ) -> Tensor:
     """One kernel, and before it one that lays out the bias (a copy of it is the only memory used beside the result)."""
+    if q.dim() == 5:
+        members = [x.flatten(0, 1) for x in (q, k, v, gate)]
+        return gated_attention_triton(*members, by_row(mask), bias, tile).unflatten(0, q.shape[:2])
     if recorded(q, k, v, gate, bias):
         from axfold.ops.triton import attention_backward  # which needs what is here
 
@@ -319,7 +324,8 @@ def gated_attention_triton(
 
 
 def laid_out(bias: Tensor, queries: int, keys: int, tile: Tile) -> Tensor:
-    """The bias [heads, queries, keys] as `_tile_bias` puts it; two numbers of bfloat16 in one."""
+    """The bias [*b, heads, queries, keys] as `_tile_bias` puts it; two numbers of bfloat16 in one."""
+    bias = bias.flatten(0, -3)
     blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
     tiled = bias.new_empty(len(bias) * blocks[0] * blocks[1], tile.queries * tile.keys)
     _tile_bias[(*blocks, len(bias))](
@@ -345,7 +351,10 @@ def attend(
     tile: Tile | None = None,
     logsum: Tensor | None = None,
 ) -> Tensor:
-    """The attention; `logsum` [rows, heads, queries] in float32 is filled for a backward."""
+    """The attention; `logsum` [rows, heads, queries] in float32 is filled for a backward.
+
+    A bias [b, heads, queries, keys] is that of one protein after the other, which have as many rows each.
+    """
     rows, queries, heads, channels = q.shape
     keys = k.shape[1]
     out = q.new_empty(rows, queries, heads * channels)
@@ -379,6 +388,7 @@ def attend(
         keys,
         *(stride // aligned for stride in strides),
         0 if limits is None else limits.stride(0),
+        rows_of_each(rows, bias),
         ALIGNED=aligned,
         H=heads,
         C=channels,
@@ -397,6 +407,19 @@ def attend(
         num_warps=tile.warps,
     )
     return out
+
+
+def by_row(mask: Tensor) -> Tensor:
+    """The mask [rows, n] of all members of a batch; one that hides nothing stays a single number."""
+    if mask.dim() == 2:
+        return mask
+    rows = mask.shape[0] * mask.shape[1]
+    return mask.flatten(0, 1) if any(mask.stride()) else mask[0, 0].expand(rows, -1)
+
+
+def rows_of_each(rows: int, bias: Tensor | None) -> int:
+    """How many rows have one bias."""
+    return rows if bias is None or bias.dim() == 3 else rows // len(bias)
 
 
 def tile_for(q: Tensor) -> Tile:

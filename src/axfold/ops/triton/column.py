@@ -178,6 +178,8 @@ def _why_not(
         return "it has no backward"
     if len(q_weight) > 32 * len(kv_weight):
         return "it takes at most 64 heads"
+    if m.dim() != 3:
+        return "it takes no batch axes"
     return why_not(m, *layers, channels=(m.shape[-1], len(q_weight)))
 
 
