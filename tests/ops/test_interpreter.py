@@ -25,6 +25,8 @@ import pytest
         "softmax",
         "updates",
         "gradients",
+        "batches",
+        "frame_error",
         "health",
     ],
 )

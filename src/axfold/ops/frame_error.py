@@ -5,7 +5,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from axfold.ops import small
 from axfold.ops.op import Op
 
 EPSILON = 1e-4  # Å², of the distance from a point to where it should be; Algorithm 28, line 3
@@ -62,24 +61,6 @@ def frame_error(
     return torch.stack(errors).sum(0)
 
 
-@frame_error.like
-def _small_frames(
-    rotation: Tensor,
-    translation: Tensor,
-    points: Tensor,
-    true_rotation: Tensor,
-    true_translation: Tensor,
-    true_points: Tensor,
-    frames_mask: Tensor,
-    points_mask: Tensor,
-    clamp: float,
-) -> small.Smalls:
-    rotations, shifts = small.normal(rotation, small.ROWS, 3, 3), small.normal(translation, small.ROWS, 3)
-    known = small.normal(points, small.POSITIONS, 3)
-    masks = small.Small((small.ROWS,), rotation.dtype, "mask"), small.Small((small.POSITIONS,), points.dtype, "mask")
-    return rotations, shifts, known, rotations, shifts, known, *masks
-
-
 @Op
 def distance_error(
     rows: Float[Tensor, "*b r 3"],
@@ -97,11 +78,3 @@ def distance_error(
     with torch.no_grad():
         off = (distances(rows, points) - distances(true_rows, true_points)).square()
         return ((off + 1e-10).sqrt() * points_mask.unsqueeze(-2)).sum(-1)
-
-
-@distance_error.like
-def _small_distances(
-    rows: Tensor, points: Tensor, true_rows: Tensor, true_points: Tensor, points_mask: Tensor
-) -> small.Smalls:
-    asked, known = small.normal(rows, small.ROWS, 3), small.normal(points, small.POSITIONS, 3)
-    return asked, known, asked, known, small.Small((small.POSITIONS,), points.dtype, "mask")
