@@ -106,7 +106,9 @@ def why_not(call: cases.Call, gpu: int, gradients: bool = False) -> str | None:
         arguments = [
             x
             if x is None
-            else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda", requires_grad=gradients)
+            else torch.empty_strided(
+                x.shape, x.stride(), dtype=x.dtype, device="cuda", requires_grad=gradients
+            )
             for x in call.arguments
         ]
         return call.op.backends["triton"][1](*arguments)

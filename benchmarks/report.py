@@ -11,6 +11,7 @@ from typing import Any
 
 import floors
 from throughput_page import many_proteins, small_proteins
+from training_page import training
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -293,6 +294,7 @@ def page(folder: Path) -> str:
         *many_proteins(folder / "throughput"),
         *(line for result in newest(folder / "cold") for line in cold(result)),
         *(line for result in newest(folder / "ops") for line in floor(result)),
+        *(line for result in newest(folder / "training") for line in training(result)),
         *(line for result in newest(folder / "earlier") for line in earlier(result)),
     ]
     return HEAD + "\n".join(lines).rstrip() + "\n"

@@ -1,13 +1,14 @@
 """Times one Evoformer block forward and backward, and what it is made of; writes benchmarks/results/training.
 
-    python benchmarks/training.py --device cuda                              # axfold's rows, with kernels and without
-    python benchmarks/training.py --device cuda --peers                      # and other packages, where they are installed
-    python benchmarks/training.py --device cuda --sizes 512x384 --profile 40 # which kernels take the time
+    python benchmarks/training.py                                # axfold's rows, with kernels and without
+    python benchmarks/training.py --peers                        # and other packages, where they are installed
+    python benchmarks/training.py --sizes --steps 256x128x1024   # whole steps of model_1
+    python benchmarks/training.py --sizes 512x384 --profile 40   # which kernels take the time
 
 A block is model_1's, in bfloat16 with dropout and without checkpointing: from m and z to both, and from their gradients
-to those of m, z and all parameters. Seconds are the median of several after the device was idle; a CUDA graph replays the
-same work without the host's. `peak` is the most memory that PyTorch has allocated at once, with the m, z, parameters and
-gradients that were there before (`resident`), as other packages are measured too. The masks hide nothing.
+to those of m, z and all parameters. Milliseconds are the median of several after the device was idle; a CUDA graph
+replays the same work without the host's. `peak` is the most memory that PyTorch has allocated at once, with the m, z,
+parameters and gradients that were there before (`resident`). No mask hides anything.
 
 Each row is measured by itself: one that fails is written with its reason, and the others go on.
 """
@@ -22,16 +23,26 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from axfold import ops
-from axfold.config import PRESETS
+from axfold.config import FINE_TUNING, PRESETS, Loss
+from axfold.model.alphafold import AlphaFold
+from axfold.model.atoms import lookup
 from axfold.model.evoformer import EvoformerBlock
+from axfold.train.labels import Labels, label
+from axfold.train.loss import head_logits, losses
 from machine import commit, device_name, file_name, write
+from passes import configuration, random_features
 
 RESULTS = Path(__file__).parent / "results" / "training"
 SIZES = ("128x256", "512x384")
@@ -132,7 +143,7 @@ def measure(run: Run, seconds: float) -> dict[str, Any]:
         wait()
         times.append(time.perf_counter())
         run.forget()
-        spans = [1e3 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+        spans = [1e3 * (b - a) for a, b in pairwise(times)]
         forward.append(spans[0])
         backward.append(spans[1])
         whole.append(spans[3])
@@ -173,7 +184,7 @@ def parts(block: EvoformerBlock, run: Run, seconds: float) -> Iterator[dict[str,
     like = m.new_empty(())
     over_m, over_z = (shown(m.device, like.dtype, *x.shape[:2]) for x in (m, z))
     pair = block.pair
-    modules: list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]] = [
+    modules: list[tuple[str, nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]] = [
         ("MSA row attention", block.row_attention, (m, z), (over_m,)),
         ("MSA column attention", block.column_attention, (m,), (over_m,)),
         ("MSA transition", block.msa_transition, (m,), ()),
@@ -185,41 +196,44 @@ def parts(block: EvoformerBlock, run: Run, seconds: float) -> Iterator[dict[str,
         ("pair transition", pair.transition, (z,), ()),
     ]
     for name, module, inputs, masks in modules:
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        parameters = list(module.parameters())  # type: ignore[attr-defined]
-
-        def forget(every: list[Tensor] = [*leaves, *parameters]) -> None:
-            for x in every:
-                x.grad = None
-
         row: dict[str, Any] = {"part": name}
         try:
-            forward, backward = [], []
-            end = time.perf_counter() + seconds
-            while len(forward) < 5 or (time.perf_counter() < end and len(forward) < 20):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                out = module(*leaves, *masks)
-                torch.cuda.synchronize()
-                middle = time.perf_counter()
-                torch.autograd.backward(out, torch.ones_like(out))
-                torch.cuda.synchronize()
-                forward.append(1e3 * (middle - start))
-                backward.append(1e3 * (time.perf_counter() - middle))
-                forget()
-            row["forward_ms"], row["backward_ms"] = (
-                round(statistics.median(x[2:]), 3) for x in (forward, backward)
-            )
-            busy, launches = device_time(lambda: module(*leaves, *masks))
-            row["forward_device_ms"], row["forward_launches"] = busy, launches
-            out = module(*leaves, *masks)
-            above = torch.ones_like(out)
-            busy, launches = device_time(lambda: torch.autograd.backward(out, above))
-            row["backward_device_ms"], row["backward_launches"] = busy, launches
-            forget()
-        except Exception as error:
+            row |= part(module, inputs, masks, seconds)
+        except Exception as error:  # the others may work
             row["failed"] = said(error)
         yield row
+
+
+def part(
+    module: nn.Module, inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...], seconds: float
+) -> dict[str, Any]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+
+    def forward() -> Tensor:
+        for x in (*leaves, *module.parameters()):
+            x.grad = None
+        return module(*leaves, *masks)
+
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        out = forward()
+        torch.cuda.synchronize()
+        middle = time.perf_counter()
+        torch.autograd.backward(out, torch.ones_like(out))
+        torch.cuda.synchronize()
+        times[0].append(1e3 * (middle - start))
+        times[1].append(1e3 * (time.perf_counter() - middle))
+    row: dict[str, Any] = {}
+    row["forward_ms"], row["backward_ms"] = (round(statistics.median(x[2:]), 3) for x in times)
+    row["forward_device_ms"], row["forward_launches"] = device_time(forward)
+    out = forward()
+    above = torch.ones_like(out)
+    backward = partial(torch.autograd.backward, out, above)
+    row["backward_device_ms"], row["backward_launches"] = device_time(backward)
+    return row
 
 
 def device_time(work: Callable[[], Any]) -> tuple[float, int]:
@@ -255,6 +269,67 @@ def profiled(run: Run, most: int) -> list[dict[str, Any]]:
     ]
 
 
+def checkpointed(network: AlphaFold) -> None:
+    """Every block keeps its inputs alone, and computes the rest again (supplement 1.11.8)."""
+    if find_spec("axfold.train.recompute"):
+        import_module("axfold.train.recompute").recompute(network)
+        return
+    trunk = network.trunk
+    for block in (*trunk.extra_stack.blocks, *trunk.evoformer.blocks):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def random_labels(features: dict[str, Tensor]) -> Labels:
+    """A structure with all atoms, at random: what it is changes no timing."""
+    aatype = features["aatype"]
+    n = len(aatype)
+    real = features["seq_mask"].float()
+    atoms = (
+        torch.randn(n, 37, 3, device=real.device)
+        .mul_(2)
+        .add_(3.8 * torch.arange(n, device=real.device)[:, None, None])
+    )
+    exists = lookup("ATOM37_MASK", aatype, real.dtype)
+    one = real.new_ones(())
+    msa = torch.randint(0, 21, features["msa_feat"].shape[:2], device=real.device)
+    hidden = (torch.rand(msa.shape, device=real.device) < 0.15).float()
+    return label(aatype.long(), features["residue_index"].long(), real, atoms, exists, one, one, msa, hidden)
+
+
+def step(size: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds of a step on one sample: a pass, losses, gradients, clipping and Adam. Blocks are checkpointed."""
+    residues, clusters, extra = map(int, size.split("x"))
+    config = configuration("model_1", clusters, extra, args.blocks)
+    torch.manual_seed(0)
+    network = AlphaFold(config.model).to(device).to_precision(getattr(torch, args.dtype)).train()
+    checkpointed(network)
+    features = {name: torch.from_numpy(x).to(device) for name, x in random_features(residues, config).items()}
+    labels, weights = random_labels(features), Loss() if clusters < 512 else FINE_TUNING
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1e-6, fused=device.type == "cuda")
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+
+    def one() -> float:
+        wait()
+        start = time.perf_counter()
+        passed = network([features])
+        found = losses(passed, head_logits(network, passed), labels, config.model.heads, weights)
+        found.total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait()
+        return time.perf_counter() - start
+
+    row: dict[str, Any] = {"first_seconds": round(one(), 3)}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    row["step_seconds"] = round(min(one() for _ in range(args.repeats)), 4)
+    if device.type == "cuda":
+        row["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return row
+
+
 def said(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
@@ -267,7 +342,8 @@ def attempt(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str
     except Exception as error:  # the other rows may work
         traceback.print_exc(limit=-4, file=sys.stdout)
         row["failed"] = said(error)
-    numbers = [f"{name} {row[name]}" for name in ("forward_ms", "backward_ms", "ms") if name in row]
+    named = "forward_ms", "backward_ms", "ms", "step_seconds"
+    numbers = [f"{name} {row[name]}" for name in named if name in row]
     memory = [f"{n} {row[n + '_bytes'] / 2**30:.3f} GiB" for n in ("peak", "resident") if n + "_bytes" in row]
     print(
         f"{row['engine']}, {row['setting']}, {row['size']}:",
@@ -310,10 +386,11 @@ def peer(name: str, setting: str, args: argparse.Namespace, device: torch.device
     reason = adapter.why_not(setting, config, device.type, "bf16")
     block = None
     for size in args.sizes:
-        row = {"engine": adapter.NAME, "setting": setting, "size": size}
+        about = {"engine": adapter.NAME, "size": size}
+        row = {**about, "setting": setting}
         sequences, residues = map(int, size.split("x"))
 
-        def work(sequences: int = sequences, residues: int = residues) -> dict[str, Any]:
+        def work(runs: list[Run], sequences: int = sequences, residues: int = residues) -> dict[str, Any]:
             nonlocal block
             if reason:
                 raise RuntimeError(reason)
@@ -325,10 +402,14 @@ def peer(name: str, setting: str, args: argparse.Namespace, device: torch.device
                 torch.ones(sequences, residues, device=device, dtype=parameters[0].dtype),
                 torch.ones(residues, residues, device=device, dtype=parameters[0].dtype),
             )
-            run = Run(lambda m, z: call(m, z, *masks), parameters, sequences, residues, parameters[0])
-            return measure(run, args.seconds)
+            runs.append(Run(lambda m, z: call(m, z, *masks), parameters, sequences, residues, parameters[0]))
+            return measure(runs[-1], args.seconds)
 
-        rows.append(attempt(row, work))
+        runs: list[Run] = []
+        rows.append(attempt(row, partial(work, runs)))
+        if runs and "failed" not in row and device.type == "cuda":
+            recorded = {**about, "setting": f"{setting}, CUDA graph"}
+            rows.append(attempt(recorded, partial(graphed, runs[-1], args.seconds)))
     return rows
 
 
@@ -355,7 +436,12 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="sequences x residues")
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), help="sequences x residues")
+    parser.add_argument(
+        "--steps", nargs="*", default=[], help="residues x clusters x extra sequences of whole steps"
+    )
+    parser.add_argument("--blocks", type=int, help="Evoformer blocks of a step's network; as it is set: 48")
+    parser.add_argument("--repeats", type=int, default=3, help="steps after the first; the fastest counts")
     parser.add_argument("--seconds", type=float, default=2.0, help="for the repeats of each row")
     parser.add_argument("--no-reference", action="store_true", help="leave out the definitions")
     parser.add_argument("--no-parts", action="store_true", help="leave out the modules by themselves")
@@ -387,6 +473,10 @@ def main() -> None:
             write(path, result)  # a later failure loses nothing
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    for size in args.steps:
+        row = {"engine": "axfold", "setting": "step", "size": size}
+        result["rows"].append(attempt(row, partial(step, size, args, device)))
+        write(path, result)
     for name, setting in PEERS if args.peers else ():
         result["rows"] += peer_apart(name, setting, args)
         write(path, result)

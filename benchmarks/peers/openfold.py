@@ -161,7 +161,9 @@ def _take_cuequivariance() -> None:
             g_out_bias=self.linear_g.bias,
         )
         if torch.is_grad_enabled():
-            return update.clone()  # OpenFold's dropout multiplies in place what the kernel keeps for its backward
+            return (
+                update.clone()
+            )  # OpenFold's dropout multiplies in place what the kernel keeps for its backward
         return z.add_(update) if inplace_safe and _add_with_inplace else update
 
     primitives._deepspeed_evo_attn = attention

@@ -66,7 +66,11 @@ def limited(command: list[str], seconds: float, variables: Mapping[str, str] | N
     """Run it with all that it starts; what went wrong, or ""."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command, env=None if variables is None else dict(variables), stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            command,
+            env=None if variables is None else dict(variables),
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
         )
         try:
             code = process.wait(seconds)

@@ -134,7 +134,9 @@ def assert_gradients_round_like_the_reference(
 
     wide = [x if x is None else x.double() for x in convert(tensors, dtype)]
     with torch.no_grad():
-        shape = op(*[v if x is None else x for x, v in zip(wide, arguments, strict=True)], backend="reference").shape
+        shape = op(
+            *[v if x is None else x for x, v in zip(wide, arguments, strict=True)], backend="reference"
+        ).shape
     exact = call([x if x is None else x.clone() for x in wide], "reference")
     reference = call(convert(tensors, dtype), "reference")
     found, again = (call(convert(tensors, dtype), "triton") for _ in range(2))
@@ -143,6 +145,8 @@ def assert_gradients_round_like_the_reference(
         assert torch.equal(one, same)
         one = one[..., : true.shape[-1]]
         error, rounding = (one - true).norm(), (other[..., : true.shape[-1]] - true).norm()
-        least = 1e-6 if true.norm() else torch.finfo(dtype).eps  # a gradient that is 0 has no rounding of its own
+        least = (
+            1e-6 if true.norm() else torch.finfo(dtype).eps
+        )  # a gradient that is 0 has no rounding of its own
         allowed = 2 * rounding + least * (true.norm() or exact[0].norm())
         assert error <= allowed, f"{i}: {error} of {true.norm()}, the reference {rounding}"

@@ -39,7 +39,9 @@ def dropout(*shape: int) -> Tensor:
     return (normal(*shape) > -0.5).double() / 0.75
 
 
-def attention(b: int, rows: int, n: int, c: int = 32, heads: int = 4, c_head: int = 8, biased: bool = True) -> Call:
+def attention(
+    b: int, rows: int, n: int, c: int = 32, heads: int = 4, c_head: int = 8, biased: bool = True
+) -> Call:
     width = heads * c_head
     bias = normal(b, n, n, heads).movedim(-1, 1) if biased else None
     layers = *norm(c), normal(3 * width, c) / c**0.5, *linear(width, c), *linear(c, width)
@@ -83,6 +85,13 @@ def outer_product(b: int, rows: int, n: int, sequences: int = 5, c_z: int = 32, 
     return ops.outer_product_update, (normal(b, rows, n, c_z), *operands, *linear(c_z, c * c)), (3,)
 
 
+def global_column_attention(b: int, rows: int, n: int, c: int = 32, heads: int = 4, c_head: int = 8) -> Call:
+    width = heads * c_head
+    projections = normal(width, c) / c**0.5, normal(2 * c_head, c, seed=1) / c**0.5
+    layers = *norm(c), *projections, *linear(width, c), *linear(c, width)
+    return ops.global_column_attention, (normal(b, rows, n, c), mask_of(b, rows, n), *layers), (1,)
+
+
 CALLS: tuple[Callable[..., Call], ...] = (
     attention,
     gated_attention,
@@ -92,11 +101,14 @@ CALLS: tuple[Callable[..., Call], ...] = (
     triangle_operand,
     triangle_update,
     outer_product,
+    global_column_attention,
 )
 
 
 @kernel
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers beyond a product's last column, which nobody keeps
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # of numbers beyond a product's last column, which nobody keeps
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("call", CALLS)
@@ -123,6 +135,7 @@ REAL = {  # as the model `demo` calls them
     "row attention": lambda: attention(3, 64, 128, 128, 4, 32),
     "extra row attention": lambda: attention(3, 128, 128, 32, 4, 8),
     "column attention": lambda: attention(3, 128, 64, 128, 4, 32, False),
+    "global column attention": lambda: global_column_attention(3, 128, 128),
     "triangle attention": lambda: attention(3, 127, 127, 64, 4, 16),
     "MSA transition": lambda: transition(3, 64, 128, 128),
     "pair transition": lambda: transition(3, 127, 127, 64),

@@ -52,7 +52,12 @@ def test_frame_error_is_its_formula(monkeypatch, pairs):
 
 
 def test_distance_error_is_its_formula():
-    rows, true_rows, points, true_points = normal(2, 3, 3), normal(2, 3, 3, seed=1), normal(2, 5, 3), normal(2, 5, 3, seed=1)
+    rows, true_rows, points, true_points = (
+        normal(2, 3, 3),
+        normal(2, 3, 3, seed=1),
+        normal(2, 5, 3),
+        normal(2, 5, 3, seed=1),
+    )
     mask = (normal(2, 5) > -0.5).double()
     off = [(x[:, :, None] - y[:, None]).norm(dim=-1) for x, y in ((rows, points), (true_rows, true_points))]
     wanted = ((off[0] - off[1]).abs() * mask[:, None]).sum(-1)

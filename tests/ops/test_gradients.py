@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernels import (
+    INTERPRETED,
     assert_gradients_round_like_the_reference,
     convert,
     dropout,
@@ -15,7 +16,6 @@ from kernels import (
     normal,
     on_a_gpu,
     transposed,
-    INTERPRETED,
 )
 from torch import Tensor
 
@@ -56,6 +56,13 @@ def triangle(rows: int, n: int, k: int, c_z: int, c: int, dropped: bool):
     products = normal(c, rows, k), normal(c, n, k, seed=3)
     layers = *norm(c_z), *norm(c), *linear(c_z, c), *linear(c_z, c_z)
     return normal(rows, n, c_z), *products, *layers, kept(n, c_z, dropped)
+
+
+def column(rows: int, n: int, c: int, heads: int, c_head: int, masked: bool):
+    width = heads * c_head
+    projections = normal(width, c) / c**0.5, normal(2 * c_head, c) / c**0.5
+    layers = *norm(c), *projections, *linear(width, c), *linear(c, width)
+    return normal(rows, n, c), hidden(rows, n, masked), *layers
 
 
 def test_reference_of_the_attention_update_is_its_operations():
@@ -184,6 +191,18 @@ def test_kernel_of_an_outer_product(rows, n, dtype):
 
 
 @kernel
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("rows", "n"), SIZES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_kernel_of_a_global_column_attention(rows, n, masked, dtype):
+    m, *others = column(rows, n, 32, 4, 8, masked)
+    for start in (m, transposed(m)):
+        assert_gradients_round_like_the_reference(
+            ops.global_column_attention, start, *others, dtype=dtype, fixed=(1,)
+        )
+
+
+@kernel
 def test_kernels_leave_gradients_in_float32_to_pytorch():
     x, weight, bias, layer = convert((normal(2, 3, 16), *norm(16), normal(16, 16)), torch.float32)
     layer.requires_grad_()
@@ -194,14 +213,26 @@ def test_kernels_leave_gradients_in_float32_to_pytorch():
 
 REAL: dict[str, Callable[[], tuple[ops.Op, tuple[Tensor | int | None, ...], tuple[int, ...]]]] = {
     "row attention": lambda: (ops.attention_update, update(70, 257, 256, 8, 32, True, True, True), (1, 11)),
-    "extra row attention": lambda: (ops.attention_update, update(300, 130, 64, 8, 8, False, True, True), (1, 11)),
+    "extra row attention": lambda: (
+        ops.attention_update,
+        update(300, 130, 64, 8, 8, False, True, True),
+        (1, 11),
+    ),
     "column attention": lambda: (
         ops.attention_update,
         (transposed(normal(40, 1000, 256)), *update(40, 1000, 256, 8, 32, True, False, False)[1:]),
         (1, 11),
     ),
-    "triangle attention": lambda: (ops.attention_update, update(129, 129, 128, 4, 32, False, True, True), (1, 11)),
-    "template attention": lambda: (ops.attention_update, update(96, 96, 64, 4, 16, True, True, True), (1, 11)),
+    "triangle attention": lambda: (
+        ops.attention_update,
+        update(129, 129, 128, 4, 32, False, True, True),
+        (1, 11),
+    ),
+    "template attention": lambda: (
+        ops.attention_update,
+        update(96, 96, 64, 4, 16, True, True, True),
+        (1, 11),
+    ),
     "MSA transition": lambda: (
         ops.transition,
         (normal(60, 301, 256), *norm(256), *linear(1024, 256), *linear(256, 1024), None),
@@ -218,6 +249,11 @@ REAL: dict[str, Callable[[], tuple[ops.Op, tuple[Tensor | int | None, ...], tupl
         (1,),
     ),
     "triangle update": lambda: (ops.triangle_update, triangle(129, 129, 144, 128, 128, True), (11,)),
+    "global column attention": lambda: (
+        ops.global_column_attention,
+        (transposed(normal(40, 1100, 64)), *column(40, 1100, 64, 8, 8, True)[1:]),
+        (1,),
+    ),
     "outer product": lambda: (
         ops.outer_product_update,
         (

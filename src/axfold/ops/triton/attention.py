@@ -9,7 +9,7 @@ from torch import Tensor
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import INTERPRETED, recorded
+from axfold.ops.triton.common import INTERPRETED, by_row, recorded
 
 HIDDEN = tl.constexpr(-(2.0**30))
 """Logit of a masked key: `MASKED`'s, as a power of two, whose product with log2(e) is exact in float32."""
@@ -221,8 +221,8 @@ def _attend(
     Strides are in units of ALIGNED numbers, which tells the compiler how wide the loads may be. Programs that follow
     one another take the same tiles of the bias, for one of GROUP rows after the other.
 
-    Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to the
-    base 2. That of a row without keys is as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
+    Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to
+    the base 2; of a row without keys as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
     """
     program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
@@ -245,7 +245,9 @@ def _attend(
     limit_from = limits + row * limit_row + key
     BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     SIZE: tl.constexpr = QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth
-    own = (row.to(tl.int32) // each).to(tl.int64) * (H * q_blocks) + tile  # the bias is that of the row's protein
+    own = (row.to(tl.int32) // each).to(tl.int64) * (
+        H * q_blocks
+    ) + tile  # the bias is that of the row's protein
     bias_from = bias + own * k_blocks * SIZE + tl.arange(0, SIZE)
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
@@ -293,7 +295,9 @@ def _why_not(
         return "Triton's interpreter can't multiply bfloat16"
     if any(x.dtype != q.dtype for x in given):
         return "the tensors have different dtypes"
-    if q.dim() != 4 and not (q.dim() == 5 and all(x.stride(0) == x.shape[1] * x.stride(1) for x in (q, k, v, gate))):
+    if q.dim() != 4 and not (
+        q.dim() == 5 and all(x.stride(0) == x.shape[1] * x.stride(1) for x in (q, k, v, gate))
+    ):
         return "it takes one batch axis at most, that goes on where the rows end"
     if q.shape[-1] not in (8, 16, 32, 64):
         return f"heads have {q.shape[-1]} channels, not 8, 16, 32 or 64"
@@ -407,14 +411,6 @@ def attend(
         num_warps=tile.warps,
     )
     return out
-
-
-def by_row(mask: Tensor) -> Tensor:
-    """The mask [rows, n] of all members of a batch; one that hides nothing stays a single number."""
-    if mask.dim() == 2:
-        return mask
-    rows = mask.shape[0] * mask.shape[1]
-    return mask.flatten(0, 1) if any(mask.stride()) else mask[0, 0].expand(rows, -1)
 
 
 def rows_of_each(rows: int, bias: Tensor | None) -> int:

@@ -11,7 +11,7 @@ One kernel makes do, dgate and delta, one dq, one dk and dv, one dbias: each com
 takes less time than to keep it. Nothing is summed in an order that could change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.triton import tiles
-from axfold.ops.triton.attention import HIDDEN, LOG2_E, NO_KEYS, Tile, _in_rows, attend, laid_out, rows_of_each
+from axfold.ops.triton.attention import (
+    HIDDEN,
+    LOG2_E,
+    NO_KEYS,
+    Tile,
+    _in_rows,
+    attend,
+    laid_out,
+    rows_of_each,
+)
 from axfold.ops.triton.common import place, sigmoid
 from axfold.ops.triton.gradients import programs, tile_for, total
 
@@ -38,7 +47,7 @@ class Tiles:
 
 # least compute capability, tiles; the first that fits is taken
 TILES: tuple[tuple[int, Tiles], ...] = (
-    (90, Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 2))),
+    (90, Tiles(Tile(64, 32, 4, 3), Tile(64, 32, 4, 3), Tile(64, 64, 4, 3))),
     (0, Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2))),
 )
 
@@ -82,7 +91,7 @@ def _before(
     head = channel // C
     within = channel % C
     blocks = tl.cdiv(queries, BLOCK)
-    sums = tl.zeros((W,), tl.float32)
+    sums = tl.zeros((BLOCK, W), tl.float32)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, query = place(tile, blocks, BLOCK)
         exists = (query < queries)[:, None]
@@ -98,19 +107,21 @@ def _before(
         tl.store(delta + place_of, both, exists)
         tl.store(grad + at, (d * share).to(grad.dtype.element_ty), exists)
         product *= 1 - share
-        sums += tl.sum(product, 0)
+        sums += product
         target = gate_grad + row * to_row + far * to_query + (head * to_head + within)[None, :]
         tl.store(target, product.to(gate_grad.dtype.element_ty), exists)
         source = q + row * q_row + far * q_query + (head * q_head + within)[None, :]
         x = tl.load(source, exists, 0.0).to(tl.float32) * (C**-0.5 * LOG2_E)
         tl.store(scaled + at, x.to(scaled.dtype.element_ty), exists)
-    tl.store(partial + tl.program_id(0) * W + channel, sums)
+    tl.store(partial + tl.program_id(0) * W + channel, tl.sum(sums, 0))
 
 
 @triton.jit
 def _of_tile(tiled, tile, at, A: tl.constexpr, B: tl.constexpr, WARPS: tl.constexpr, BITS: tl.constexpr):
     """A tile [A, B] of the bias times log2(e)."""
-    x = tl.load(tiled + tl.cast(tile, tl.int64) * (A * B * BITS // tiled.dtype.element_ty.primitive_bitwidth) + at)
+    x = tl.load(
+        tiled + tl.cast(tile, tl.int64) * (A * B * BITS // tiled.dtype.element_ty.primitive_bitwidth) + at
+    )
     if x.dtype == tl.int32:  # two bfloat16
         x = tl.join(x << 16, x & -65536).to(tl.float32, bitcast=True)
     return _in_rows(x, A, B, WARPS, BITS).to(tl.float32) * LOG2_E
@@ -186,7 +197,9 @@ def _to_queries(
     BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     spot = tl.arange(0, QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth)
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
-    own = (row.to(tl.int32) // each).to(tl.int64) * (H * q_blocks) + tile  # the bias is that of the row's protein
+    own = (row.to(tl.int32) // each).to(tl.int64) * (
+        H * q_blocks
+    ) + tile  # the bias is that of the row's protein
     tl.assume(k_blocks > 0)
     for block in tl.range(0, k_blocks, num_stages=STAGES):
         present = (block * KEYS + key < keys)[:, None] & inside
@@ -396,7 +409,11 @@ def _to_bias(
         v_from += v_step
         place_of += H * queries
         limit_from += limit_row
-    target = partial + (((group * tl.num_programs(2) + protein) * H + head) * queries + query)[:, None] * keys + key[None, :]
+    target = (
+        partial
+        + (((group * tl.num_programs(2) + protein) * H + head) * queries + query)[:, None] * keys
+        + key[None, :]
+    )
     tl.store(target, total, (query < queries)[:, None] & (key < keys)[None, :])
 
 
@@ -410,7 +427,7 @@ def gradients(
     mixed: Tensor,
     logsum: Tensor,
     grad: Tensor,
-    outs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outs: tuple[Tensor, ...],
     to_bias: bool = True,
     tile: Tiles | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -423,7 +440,7 @@ def gradients(
     keys = k.shape[1]
     width = heads * channels
     to_q, to_k, to_v, to_gate = outs
-    before = tile_for(width)
+    before = replace(tile_for(width), positions=max(1024 // width, 1))
     count = programs(before, rows, queries, q)
     partial = q.new_empty(count, width, dtype=torch.float32)
     scaled = torch.empty_like(mixed)
@@ -447,9 +464,7 @@ def gradients(
         BLOCK=before.positions,
         num_warps=before.warps,
     )
-    chosen = tile or next(
-        tile for least, tile in TILES if tiles.generation(tiles.gpu(q.device)[0]) >= least
-    )
+    chosen = tile or next(tile for least, tile in TILES if tiles.generation(tiles.gpu(q.device)[0]) >= least)
     limits = _limits(mask, keys, chosen.to_queries.keys, bias is None)
     limit_row = 0 if limits is None else limits.stride(0)
     vector = 16 // q.element_size()

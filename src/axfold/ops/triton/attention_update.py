@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.attention_update import attention_update
 from axfold.ops.triton import attention, attention_backward, linear_residual, normed_linear
-from axfold.ops.triton.common import why_not
+from axfold.ops.triton.common import by_row, why_not
 from axfold.ops.triton.gradients import arriving, norm_backward, normed
 
 
@@ -86,7 +86,7 @@ class _AttentionUpdate(torch.autograd.Function):
         q, k, v, gate = projected.unflatten(-1, (4, heads, -1)).unbind(-3)
         q, k, v, gate = (part.flatten(0, -4) for part in (q, k, v, gate))
         logsum = x.new_empty(len(q), heads, x.shape[-2], dtype=torch.float32)
-        mixed = attention.attend(q, k, v, gate, attention.by_row(mask), bias, logsum=logsum).view(*x.shape[:-1], -1)
+        mixed = attention.attend(q, k, v, gate, by_row(mask), bias, logsum=logsum).view(*x.shape[:-1], -1)
         del projected, q, k, v, gate
         ctx.save_for_backward(
             x, mask, bias, norm_weight, norm_bias, weight, shift, output_weight, keep, mixed, logsum
@@ -107,9 +107,13 @@ class _AttentionUpdate(torch.autograd.Function):
         y = normed(x, norm_weight, norm_bias)
         projected = torch.addmm(shift, y, weight.mT).view(*mixed.shape[:2], 4, logsum.shape[1], -1)
         to_projected = torch.empty_like(projected)
+        q, k, v, gate = projected.unbind(2)
         to_gate_bias, to_bias = attention_backward.gradients(
-            *projected.unbind(2),
-            attention.by_row(mask),
+            q,
+            k,
+            v,
+            gate,
+            by_row(mask),
             bias,
             mixed,
             logsum,
@@ -117,7 +121,7 @@ class _AttentionUpdate(torch.autograd.Function):
             to_projected.unbind(2),
             ctx.needs_input_grad[2],
         )
-        del projected, to_mixed
+        del projected, q, k, v, gate, to_mixed
         each = to_projected.view(-1, len(weight))
         to_weight = each.mT @ y
         torch.mm(each, weight, out=y)  # of the normalised x, which is not needed any more

@@ -5,15 +5,19 @@ the keys' weights first, which gives vectors u with logits = x u, and the averag
 the values' weights.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from axfold.ops.column import global_column_attention
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import EPSILON, normalize, recorded, sigmoid, why_not
+from axfold.ops.triton.common import EPSILON, by_row, normalize, recorded, sigmoid, why_not
+from axfold.ops.triton.gradients import arriving, norm_backward, normed, tile_for, total
 from axfold.ops.triton.tiles import Tile
 
 HIDDEN = tl.constexpr(
@@ -174,12 +178,10 @@ def _why_not(
     *others: Tensor,
 ) -> str | None:
     layers = norm_weight, norm_bias, q_weight, kv_weight, *others
-    if recorded(m, *layers):
-        return "it has no backward"
+    if recorded(m, *layers) and len(q_weight) & (len(q_weight) - 1):
+        return "its backward takes a power of two of channels"
     if len(q_weight) > 32 * len(kv_weight):
         return "it takes at most 64 heads"
-    if m.dim() != 3:
-        return "it takes no batch axes"
     return why_not(m, *layers, channels=(m.shape[-1], len(q_weight)))
 
 
@@ -198,10 +200,36 @@ def global_column_attention_triton(
     tile: Tile | None = None,
 ) -> Tensor:
     """Three kernels; between them are vectors of a residue in float32, which take next to no memory."""
+    layers = norm_weight, norm_bias, q_weight, kv_weight, gate_weight, gate_bias, output_weight, output_bias
+    if (
+        m.dim() == 4
+    ):  # residues of all members of the batch: where they are not side by side in memory, a copy
+        hidden = by_row(mask)
+        new = global_column_attention_triton(m.flatten(0, 1), hidden, *layers, tile).view(m.shape)
+        return new if torch.is_grad_enabled() or new.data_ptr() == m.data_ptr() else m.copy_(new)
+    if recorded(m, *layers):
+        return _GlobalColumnAttention.apply(m, mask, *layers, tile)
+    return _updated(m, mask, *layers, torch.empty_like(m) if torch.is_grad_enabled() else m, tile)
+
+
+def _updated(
+    m: Tensor,
+    mask: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    q_weight: Tensor,
+    kv_weight: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    output_weight: Tensor,
+    output_bias: Tensor,
+    out: Tensor,
+    tile: Tile | None,
+) -> Tensor:
+    """m with its update, in `out`, which may be m."""
     rows, sequences, c = m.shape
     width, c_head = len(q_weight), len(kv_weight) // 2
     heads = width // c_head
-    out = torch.empty_like(m) if torch.is_grad_enabled() else m
     if not m.numel():
         return out
     tile = tile or tiles.tile("global_column_attention", m)
@@ -251,3 +279,122 @@ def global_column_attention_triton(
         **shape,
     )
     return out
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _gate_backward(
+    mixed,
+    gate,
+    grad,
+    to_mixed,
+    partial,
+    sequences,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of gated = sigmoid(gate) * mixed[r], with its gradient in `grad` [rows, sequences, WIDTH]: `gate` becomes its
+    gradient, `grad` becomes gated; to_mixed[r], and the sums of the gradients of the gates of each row."""
+    row = tl.program_id(0).to(tl.int64)
+    wide, sequence = tl.arange(0, WIDTH), tl.arange(0, BLOCK)
+    value = tl.load(mixed + row * WIDTH + wide).to(tl.float32)[None, :]
+    to_value = tl.zeros((BLOCK, WIDTH), tl.float32)
+    to_gate = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for block in tl.range(0, tl.cdiv(sequences, BLOCK)):
+        exists = (block * BLOCK + sequence < sequences)[:, None]
+        at = (row * sequences + block * BLOCK + sequence)[:, None] * WIDTH + wide[None, :]
+        g = tl.load(grad + at, exists, 0.0).to(tl.float32)
+        share = sigmoid(tl.load(gate + at, exists, 0.0).to(tl.float32))
+        tl.store(grad + at, (share * value).to(grad.dtype.element_ty), exists)
+        g *= share
+        to_value += g
+        g *= value * (1 - share)
+        tl.store(gate + at, g.to(gate.dtype.element_ty), exists)
+        to_gate += g
+    tl.store(to_mixed + row * WIDTH + wide, tl.sum(to_value, 0))
+    tl.store(partial + row * WIDTH + wide, tl.sum(to_gate, 0))
+
+
+class _GlobalColumnAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        m: Tensor,
+        mask: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        q_weight: Tensor,
+        kv_weight: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor,
+        output_weight: Tensor,
+        output_bias: Tensor,
+        tile: Tile | None,
+    ) -> Tensor:
+        layers = norm_weight, norm_bias, q_weight, kv_weight, gate_weight, gate_bias, output_weight
+        ctx.save_for_backward(m, mask, *layers)
+        return _updated(m, mask, *layers, output_bias, torch.empty_like(m), tile)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        m, mask, norm_weight, norm_bias, *layers = ctx.saved_tensors
+        q_weight, kv_weight, gate_weight, gate_bias, output_weight = layers
+        rows, sequences, c = m.shape
+        width, c_head = len(q_weight), len(kv_weight) // 2
+        dtype, scale = m.dtype, c_head**-0.5
+        y = normed(m, norm_weight, norm_bias)
+        by_row = y.view(rows, sequences, c)
+
+        # what is small, in float32: the one query of each residue, and its weights
+        masked = any(mask.stride())
+        present = mask.float() if masked else mask[:, :1].float()  # a single number expanded
+        count = (present.sum(-1, keepdim=True) if masked else sequences * present) + 1e-10
+        present = present / count
+        if masked:
+            mean = torch.bmm(present.to(dtype).unsqueeze(1), by_row).squeeze(1)
+        else:
+            mean = by_row.mean(1)
+        q = (mean @ q_weight.mT).float().view(rows, -1, c_head) * scale
+        keys, values = (y @ kv_weight.mT).view(rows, sequences, 2, c_head).float().unbind(2)
+        logits = q @ keys.mT
+        if masked:
+            logits.masked_fill_((mask == 0).unsqueeze(1), HIDDEN.value)
+        weights = logits.softmax(-1)
+        mixed = weights @ values
+
+        update, to_output_bias = arriving(above, None)
+        gate = torch.addmm(gate_bias, y, gate_weight.mT)
+        gated = update @ output_weight  # its gradient, until the kernel has made it
+        to_mixed = m.new_empty(rows, width, dtype=torch.float32)
+        partial = torch.empty_like(to_mixed)
+        each = tile_for(width)
+        _gate_backward[(rows,)](
+            mixed,
+            gate,
+            gated,
+            to_mixed,
+            partial,
+            sequences,
+            WIDTH=width,
+            BLOCK=each.positions,
+            num_warps=each.warps,
+        )
+        to_gate_bias = total(partial, dtype)
+        to_output, to_gate = update.mT @ gated, gate.mT @ y
+        to_y = torch.mm(gate, gate_weight, out=gated) if width == c else gate @ gate_weight
+        del update, gate
+
+        to_mixed = to_mixed.view(rows, -1, c_head)
+        to_values = weights.mT @ to_mixed
+        to_logits = weights * (to_mixed @ values.mT - (to_mixed * mixed).sum(-1, keepdim=True))
+        if masked:
+            to_logits.masked_fill_((mask == 0).unsqueeze(1), 0.0)
+        to_keys = to_logits.mT @ q
+        to_q = ((to_logits @ keys) * scale).flatten(1).to(dtype)
+        to_kv = torch.stack([to_keys, to_values], 2).view(-1, 2 * c_head).to(dtype)
+        to_y.addmm_(to_kv, kv_weight)
+        to_mean = to_q @ q_weight
+        to_y.view(rows, sequences, c).add_(present.to(dtype).unsqueeze(2) * to_mean.unsqueeze(1))
+        to_m, *to_norm = norm_backward(m, norm_weight, to_y, residual=above)
+        to_layers = to_q.mT @ mean, to_kv.mT @ y, to_gate, to_gate_bias, to_output, to_output_bias
+        return to_m, None, *to_norm, *to_layers, None

@@ -94,6 +94,14 @@ def strides_of_keep(keep: Tensor | None) -> tuple[int, ...]:
     return keep.stride() if keep.dim() == 4 else (0, *keep.stride())
 
 
+def by_row(mask: Tensor) -> Tensor:
+    """The mask [rows, n] of all members of a batch; one that hides nothing stays a single number."""
+    if mask.dim() == 2:
+        return mask
+    rows = mask.shape[0] * mask.shape[1]
+    return mask.flatten(0, 1) if any(mask.stride()) else mask[0, 0].expand(rows, -1)
+
+
 def recorded(*tensors: Tensor | None) -> bool:
     """Whether a gradient of any of them is recorded."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

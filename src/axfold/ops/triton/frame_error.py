@@ -170,7 +170,11 @@ def _to_points(
     at = protein * points + point
     found = _point(position, at, point < points)
     wanted = _point(true_position, at, point < points)
-    gx, gy, gz = tl.zeros((POINTS,), tl.float32), tl.zeros((POINTS,), tl.float32), tl.zeros((POINTS,), tl.float32)
+    gx, gy, gz = (
+        tl.zeros((POINTS,), tl.float32),
+        tl.zeros((POINTS,), tl.float32),
+        tl.zeros((POINTS,), tl.float32),
+    )
     for frame in tl.range(0, frames):
         here = protein * frames + frame
         own = _frame(rotation, translation, here, True)
@@ -266,7 +270,9 @@ class _FrameError(torch.autograd.Function):
         frames, points = given[1].shape[-2], given[2].shape[-2]
         blocks, proteins = triton.cdiv(frames, FRAMES), given[2].shape[:-2].numel()
         out = given[0].new_empty(proteins, blocks)
-        _sum[(blocks, proteins)](*given, out, frames, points, clamp, FRAMES=FRAMES, POINTS=POINTS, num_warps=4)
+        _sum[(blocks, proteins)](
+            *given, out, frames, points, clamp, FRAMES=FRAMES, POINTS=POINTS, num_warps=4
+        )
         ctx.save_for_backward(*given)
         ctx.clamp = clamp
         return out.sum(-1).view(given[2].shape[:-2])
@@ -283,7 +289,9 @@ class _FrameError(torch.autograd.Function):
         _to_frames[(triton.cdiv(frames, FRAMES), proteins)](
             *given, grad, *outs[:2], *numbers, FRAMES=FRAMES, POINTS=POINTS, num_warps=4
         )
-        _to_points[(triton.cdiv(points, POINTS), proteins)](*given, grad, outs[2], *numbers, POINTS=POINTS, num_warps=4)
+        _to_points[(triton.cdiv(points, POINTS), proteins)](
+            *given, grad, outs[2], *numbers, POINTS=POINTS, num_warps=4
+        )
         return *outs, *[None] * 6
 
 

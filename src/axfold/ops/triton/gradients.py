@@ -28,7 +28,7 @@ from axfold.ops.triton.tiles import Tile
 
 def tile_for(channels: int) -> Tile:
     """The tile of an elementwise kernel: so many numbers that each thread has a few loads of 16 bytes under way."""
-    return Tile(max(4096 // channels, 1), channels, 4, 1, resident=8)
+    return Tile(max(2048 // channels, 1), channels, 4, 1, resident=4)
 
 
 def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,9 +73,26 @@ def _normed(
     tl.store(target, y.to(out.dtype.element_ty), exists)
 
 
+@triton.jit(do_not_specialize=["count", "width"])
+def _total(partial, out, count, width, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
+    """out[n] = the sum of partial[count, n], for CHUNK of the `width` numbers n."""
+    column = tl.program_id(0).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
+    inside = (column < width)[None, :]
+    sums = tl.zeros((BLOCK, CHUNK), tl.float32)
+    for start in tl.range(0, count, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        sums += tl.load(partial + at, (row < count)[:, None] & inside, 0.0)
+    tl.store(out + column, tl.sum(sums, 0).to(out.dtype.element_ty), column < width)
+
+
 def total(partial: Tensor, dtype: torch.dtype) -> Tensor:
     """The sums over programs: the second stage."""
-    return partial.sum(0).to(dtype)
+    out = partial.new_empty(partial.shape[1:], dtype=dtype)
+    count, width = len(partial), out.numel()
+    block, chunk = (128, 16) if count > 32 else (1, 1024)
+    _total[(triton.cdiv(width, chunk),)](partial, out, count, width, BLOCK=block, CHUNK=chunk, num_warps=4)
+    return out
 
 
 def programs(tile: Tile, rows: int, positions: int, x: Tensor, members: int = 1) -> int:
@@ -112,7 +129,9 @@ def _arriving(
     out += member * rows * positions * C
     partial += member * tl.num_programs(0) * C
     blocks = tl.cdiv(positions, BLOCK)
-    sums = tl.zeros((C,), tl.float32)
+    sums = tl.zeros(
+        (BLOCK, C), tl.float32
+    )  # over positions at the end, for threads wait for one another there
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
         exists = (position < positions)[:, None]
@@ -123,8 +142,8 @@ def _arriving(
             g *= tl.load(kept, exists, 0.0).to(tl.float32)
         if STORED:
             tl.store(out + (row * positions + far) * C + channel, g.to(out.dtype.element_ty), exists)
-        sums += tl.sum(g, 0)
-    tl.store(partial + tl.program_id(0) * C + tl.arange(0, C), sums)
+        sums += g
+    tl.store(partial + tl.program_id(0) * C + tl.arange(0, C), tl.sum(sums, 0))
 
 
 def arriving(grad: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -187,8 +206,8 @@ def _norm_backward(
     out += member * out_member
     partial += member * tl.num_programs(0) * (2 * C)
     scale = tl.load(weight + channel).to(tl.float32)[None, :]
-    to_weight = tl.zeros((C,), tl.float32)
-    to_bias = tl.zeros((C,), tl.float32)
+    to_weight = tl.zeros((BLOCK, C), tl.float32)
+    to_bias = tl.zeros((BLOCK, C), tl.float32)
     blocks = tl.cdiv(positions, BLOCK)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
@@ -199,8 +218,8 @@ def _norm_backward(
         y -= tl.sum(y, 1)[:, None] / C
         inverse = tl.rsqrt(tl.sum(y * y, 1)[:, None] / C + EPSILON)
         y *= inverse
-        to_weight += tl.sum(g * y, 0)
-        to_bias += tl.sum(g, 0)
+        to_weight += g * y
+        to_bias += g
         g *= scale
         g = (g - tl.sum(g, 1)[:, None] / C - y * (tl.sum(g * y, 1)[:, None] / C)) * inverse
         if RESIDUAL:
@@ -209,8 +228,8 @@ def _norm_backward(
         target = out + row * out_row + far * out_position + channel[None, :]
         tl.store(target, g.to(out.dtype.element_ty), exists)
     share = partial + tl.program_id(0) * (2 * C) + channel
-    tl.store(share, to_weight)
-    tl.store(share + C, to_bias)
+    tl.store(share, tl.sum(to_weight, 0))
+    tl.store(share + C, tl.sum(to_bias, 0))
 
 
 def norm_backward(
@@ -247,11 +266,13 @@ def norm_backward(
 
 
 @triton.jit(do_not_specialize=["elements"])
-def _relu_backward(hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _relu_backward(
+    hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):
     """grad [elements, WIDTH] is 0 where `hidden` is, and the sums of CHUNK of its channels."""
     channel = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     inside = (channel < WIDTH)[None, :]
-    sums = tl.zeros((CHUNK,), tl.float32)
+    sums = tl.zeros((BLOCK, CHUNK), tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(elements, BLOCK), tl.num_programs(0)):
         element = tile * BLOCK + tl.arange(0, BLOCK)
         exists = (element < elements)[:, None] & inside
@@ -260,14 +281,14 @@ def _relu_backward(hidden, grad, partial, elements, WIDTH: tl.constexpr, CHUNK: 
         g = tl.load(grad + at, exists, 0.0)
         g = tl.where(h > 0, g, 0.0)
         tl.store(grad + at, g, exists)
-        sums += tl.sum(g.to(tl.float32), 0)
-    tl.store(partial + tl.program_id(0) * WIDTH + channel, sums, channel < WIDTH)
+        sums += g.to(tl.float32)
+    tl.store(partial + tl.program_id(0) * WIDTH + channel, tl.sum(sums, 0), channel < WIDTH)
 
 
 def relu_backward(hidden: Tensor, grad: Tensor) -> Tensor:
     """Make `grad` [n, width] that of what `hidden` is the ReLU of; returns its sum over n, in float32."""
     elements, width = hidden.shape
-    tile = Tile(16, 256, 4, 1, resident=2)
+    tile = Tile(16, 256, 4, 1, resident=1)
     count = tiles.programs(tile, triton.cdiv(elements, tile.positions), hidden.device)
     partial = hidden.new_empty(count, width, dtype=torch.float32)
     _relu_backward[(count, triton.cdiv(width, tile.chunk))](
@@ -280,7 +301,7 @@ def relu_backward(hidden: Tensor, grad: Tensor) -> Tensor:
         BLOCK=tile.positions,
         num_warps=tile.warps,
     )
-    return partial.sum(0)
+    return total(partial, torch.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "positions", "mask_row", "mask_position"])
@@ -312,8 +333,8 @@ def _gated_backward(
     grad += member * grad_member
     partial += member * tl.num_programs(0) * (2 * C)
     blocks = tl.cdiv(positions, BLOCK)
-    to_value = tl.zeros((C,), tl.float32)
-    to_gate = tl.zeros((C,), tl.float32)
+    to_value = tl.zeros((BLOCK, C), tl.float32)
+    to_gate = tl.zeros((BLOCK, C), tl.float32)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
         exists = position < positions
@@ -327,13 +348,13 @@ def _gated_backward(
         share = sigmoid(tl.load(at + C, exists[:, None], 0.0).to(tl.float32))
         g *= share
         tl.store(at, g.to(both.dtype.element_ty), exists[:, None])
-        to_value += tl.sum(g, 0)
+        to_value += g
         g *= value * (1 - share)
         tl.store(at + C, g.to(both.dtype.element_ty), exists[:, None])
-        to_gate += tl.sum(g, 0)
+        to_gate += g
     target = partial + tl.program_id(0) * (2 * C) + channel
-    tl.store(target, to_value)
-    tl.store(target + C, to_gate)
+    tl.store(target, tl.sum(to_value, 0))
+    tl.store(target + C, tl.sum(to_gate, 0))
 
 
 def gated_backward(both: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
@@ -345,7 +366,7 @@ def gated_backward(both: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
     members = len(mask) if mask.dim() == 3 else 1
     c = both.shape[-1] // 2
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    tile = Tile(32, c, 4, 1, resident=4)
+    tile = Tile(32, c, 8, 1, resident=2)
     count = programs(tile, rows, positions, both, members)
     partial = both.new_empty(count * members, 2 * c, dtype=torch.float32)
     _gated_backward[(count, members)](
@@ -385,7 +406,7 @@ def _gate_backward(
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`update` and `gate` [rows, positions, C] become their gradients; `grad` is that of keep * sigmoid(gate) * update."""
+    """`update` and `gate` [rows, positions, C] become their gradients, `grad` is keep * sigmoid(gate) * update's."""
     channel = tl.arange(0, C)[None, :]
     member = tl.program_id(1).to(tl.int64)
     grad += member * grad_member
@@ -395,8 +416,8 @@ def _gate_backward(
     gate += member * rows * positions * C
     partial += member * tl.num_programs(0) * (2 * C)
     blocks = tl.cdiv(positions, BLOCK)
-    to_update = tl.zeros((C,), tl.float32)
-    to_gate = tl.zeros((C,), tl.float32)
+    to_update = tl.zeros((BLOCK, C), tl.float32)
+    to_gate = tl.zeros((BLOCK, C), tl.float32)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
         exists = (position < positions)[:, None]
@@ -410,13 +431,13 @@ def _gate_backward(
         share = sigmoid(tl.load(gate + at, exists, 0.0).to(tl.float32))
         g *= share
         tl.store(update + at, g.to(update.dtype.element_ty), exists)
-        to_update += tl.sum(g, 0)
+        to_update += g
         g *= u * (1 - share)
         tl.store(gate + at, g.to(gate.dtype.element_ty), exists)
-        to_gate += tl.sum(g, 0)
+        to_gate += g
     target = partial + tl.program_id(0) * (2 * C) + tl.arange(0, C)
-    tl.store(target, to_update)
-    tl.store(target + C, to_gate)
+    tl.store(target, tl.sum(to_update, 0))
+    tl.store(target + C, tl.sum(to_gate, 0))
 
 
 def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -449,9 +470,7 @@ def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tenso
 
 
 @triton.jit(do_not_specialize=["rows", "positions"])
-def _norm_channels(
-    x, weight, bias, out, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr
-):
+def _norm_channels(x, weight, bias, out, rows, positions, width, C: tl.constexpr, BLOCK: tl.constexpr):
     """out [rows, positions, C] = norm(x) of x [C, rows, width]."""
     channel = tl.arange(0, C)
     row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
@@ -497,8 +516,8 @@ def _norm_channels_backward(
     """x [C, rows, width] becomes its gradient, of which `grad` [rows, positions, C] is that of norm(x)."""
     channel = tl.arange(0, C)
     scale = tl.load(weight + channel).to(tl.float32)[None, :]
-    to_weight = tl.zeros((C,), tl.float32)
-    to_bias = tl.zeros((C,), tl.float32)
+    to_weight = tl.zeros((BLOCK, C), tl.float32)
+    to_bias = tl.zeros((BLOCK, C), tl.float32)
     size = rows.to(tl.int64) * width
     member = tl.program_id(1).to(tl.int64)
     x += member * C * size
@@ -515,25 +534,23 @@ def _norm_channels_backward(
         y -= tl.sum(y, 1)[:, None] / C
         inverse = tl.rsqrt(tl.sum(y * y, 1)[:, None] / C + EPSILON)
         y *= inverse
-        to_weight += tl.sum(g * y, 0)
-        to_bias += tl.sum(g, 0)
+        to_weight += g * y
+        to_bias += g
         g *= scale
         g = (g - tl.sum(g, 1)[:, None] / C - y * (tl.sum(g * y, 1)[:, None] / C)) * inverse
         tl.store(at, tl.trans(g.to(x.dtype.element_ty)), exists[None, :])
     share = partial + tl.program_id(0) * (2 * C) + channel
-    tl.store(share, to_weight)
-    tl.store(share + C, to_bias)
+    tl.store(share, tl.sum(to_weight, 0))
+    tl.store(share + C, tl.sum(to_bias, 0))
 
 
-def norm_channels_backward(
-    x: Tensor, weight: Tensor, grad: Tensor, positions: int
-) -> tuple[Tensor, Tensor]:
+def norm_channels_backward(x: Tensor, weight: Tensor, grad: Tensor, positions: int) -> tuple[Tensor, Tensor]:
     """Make x [*b, c, rows, positions or more] its gradient; returns those of weight and bias of its LayerNorm.
 
     `grad` [b * rows * positions, c] is that of the normalised x.
     """
     members, c, rows, width = extents(x)
-    tile = Tile(32, c, 4, 1, resident=4)
+    tile = Tile(32, c, 16, 1, resident=1)
     count = programs(tile, rows, positions, x, members)
     partial = x.new_empty(count * members, 2, c, dtype=torch.float32)
     _norm_channels_backward[(count, members)](

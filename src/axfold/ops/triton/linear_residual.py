@@ -16,7 +16,7 @@ from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["rows", "positions"])
-def _kernel(
+def _linear_residual_kernel(
     x,
     y,
     keep,
@@ -128,7 +128,9 @@ def added(
     if x.dtype == torch.float32:
         return float32.linear_residual(x, y, kept, weight, bias, out, tile)
     tile = tile or tiles.tile("linear_residual", x)
-    _kernel[tiles.grid(tile, members, rows * triton.cdiv(positions, tile.positions), x.device)](
+    _linear_residual_kernel[
+        tiles.grid(tile, members, rows * triton.cdiv(positions, tile.positions), x.device)
+    ](
         x,
         y,
         kept,

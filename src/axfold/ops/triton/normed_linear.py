@@ -16,7 +16,7 @@ from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["positions"])
-def _kernel(
+def _normed_linear_kernel(
     x,
     norm_weight,
     norm_bias,
@@ -83,7 +83,7 @@ def normed_linear_triton(
     width = len(weight)
     out = x.new_empty(*x.shape[:-1], width)
     tile = tile or tiles.tile("normed_linear", x)
-    _kernel[(rows * triton.cdiv(positions, tile.positions), members)](
+    _normed_linear_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         x,
         norm_weight,
         norm_bias,

@@ -11,12 +11,12 @@ from torch.autograd.function import once_differentiable
 from axfold.ops.outer import outer_product_update
 from axfold.ops.triton import tiles
 from axfold.ops.triton.common import extents, place, recorded, strides, strides_of_mask, why_not
-from axfold.ops.triton.gradients import arriving
+from axfold.ops.triton.gradients import arriving, total
 from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["positions", "count_row", "count_position"])
-def _kernel(
+def _outer_kernel(
     z,
     product,
     count,
@@ -88,9 +88,7 @@ def outer_product_update_triton(
     once more, and their gradients in their place."""
     if recorded(z, a, b, weight, bias):
         return _OuterProductUpdate.apply(z, a, b, count, weight, bias, tile)
-    return _updated(
-        z, a, b, count, weight, bias, torch.empty_like(z) if torch.is_grad_enabled() else z, tile
-    )
+    return _updated(z, a, b, count, weight, bias, torch.empty_like(z) if torch.is_grad_enabled() else z, tile)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ def _updated(
     c = a.shape[-1]
     product = _product(a, b)
     tile = tile or tiles.tile("outer_product_mean", z)
-    _kernel[(rows * triton.cdiv(positions, tile.positions), members)](
+    _outer_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         z,
         product,
         count,
@@ -231,7 +229,7 @@ class _OuterProductUpdate(torch.autograd.Function):
         splits = min(blocks, triton.cdiv(2 * tiles.gpu(grad.device)[1], parts))
         partial = grad.new_empty(splits, c * c, c_z, dtype=torch.float32)
         _to_weight[(parts, splits)](product, update, partial, rows, positions, **constants, **options)
-        to_weight = partial.sum(0).mT.to(weight.dtype)
+        to_weight = total(partial, weight.dtype).mT
         _to_product[(blocks,)](update, weight, product, positions, **constants, **options)
         others = b.flatten(-2)
         to_a = (product @ others.mT).view(a.mT.shape).mT

@@ -16,7 +16,7 @@ from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["positions"])
-def _kernel(
+def _transition_kernel(
     x,
     keep,
     norm_weight,
@@ -108,7 +108,7 @@ def transition_triton(
     keep: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """One read and one write of x; a batch goes member by member. The backward keeps x, and makes the hidden layer again."""
+    """One read and one write of x; a batch goes member by member. The backward makes the hidden layer again."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
     if x.dim() > 4 or (x.dim() == 4 and x.dtype == torch.float32):
         each = [None] * len(x) if keep is None else list(keep.expand_as(x))
@@ -139,7 +139,7 @@ def updated(
         layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
         return float32.transition(x, kept, *layers, out, tile)
     tile = tile or tiles.tile("transition", x)
-    _kernel[(rows * triton.cdiv(positions, tile.positions), members)](
+    _transition_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         x,
         kept,
         norm_weight,

@@ -445,6 +445,9 @@ class _Update(torch.autograd.Function):
         to_z, *to_norm = norm_backward(z, norm_weight, y, residual=grad)
         del update, gate, mixed, y
         inner, one, other = product[..., :positions].flatten(0, -3), own.flatten(0, -3), others.flatten(0, -3)
-        to_own, to_others = torch.bmm(inner, other).view(own.shape), torch.bmm(inner.mT, one).view(others.shape)
+        to_own, to_others = (
+            torch.bmm(inner, other).view(own.shape),
+            torch.bmm(inner.mT, one).view(others.shape),
+        )
         to_layers = to_output, to_output_bias, to_gate, to_gate_bias
         return to_z, to_own, to_others, *to_norm, *to_product_norm, *to_layers, None, None
