@@ -108,7 +108,7 @@ def recorded(*tensors: Tensor | None) -> bool:
 
 
 def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) -> str | None:
-    """Why the kernels can't take x [i, n, c] or [b, i, n, c] with these parameters; `channels` are the sizes of the layers."""
+    """Why the kernels can't take x [*b, i, n, c] with these parameters; `channels` are the sizes of the layers."""
     given = [p for p in parameters if p is not None]
     if not (x.is_cuda or INTERPRETED):
         return "it needs a CUDA device"
@@ -120,8 +120,10 @@ def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) ->
         return f"it has no {x.dtype}"
     if any(p.dtype != x.dtype or p.device != x.device for p in given):
         return "parameters have another dtype or device than the representation"
-    if x.dim() != 3 and (x.dim() != 4 or x.dtype == torch.float32):
-        return "it takes one batch axis in half precision, and none in float32"
+    if x.dim() == 4 and x.dtype == torch.float32:
+        return "it takes no batch axes in float32"
+    if x.dim() not in (3, 4):
+        return "it takes one batch axis at most"
     if x.stride(-1) != 1 or not all(p.is_contiguous() for p in given):
         return "channels are not contiguous"
     if any(c < 16 or c > 256 or c & (c - 1) for c in channels):
