@@ -54,9 +54,13 @@ def gated_attention(b: int, rows: int, n: int, heads: int = 2, c: int = 16) -> C
     return ops.gated_attention, (q, k, v, gate, mask_of(b, rows, n), normal(b, heads, n, n)), (4,)
 
 
-def transition(b: int, rows: int, n: int, c: int = 32, factor: int = 2) -> Call:
+def transition(b: int, rows: int, n: int, c: int = 32, factor: int = 2, dropped: bool = False) -> Call:
     layers = *norm(c), *linear(factor * c, c), *linear(c, factor * c)
-    return ops.transition, (normal(b, rows, n, c), *layers, dropout(b, 1, n, c)), (7,)
+    return ops.transition, (normal(b, rows, n, c), *layers, dropout(b, 1, n, c) if dropped else None), (7,)
+
+
+def dropped_transition(b: int, rows: int, n: int) -> Call:
+    return transition(b, rows, n, dropped=True)
 
 
 def normed_linear(b: int, rows: int, n: int, c: int = 32, width: int = 4) -> Call:
@@ -96,6 +100,7 @@ CALLS: tuple[Callable[..., Call], ...] = (
     attention,
     gated_attention,
     transition,
+    dropped_transition,
     normed_linear,
     linear_residual,
     triangle_operand,
@@ -117,6 +122,17 @@ def test_kernel_of_a_batch(call, sizes, dtype):
     assert_gradients_round_like_the_reference(op, x, *others, dtype=dtype, fixed=fixed)
     if op is not ops.gated_attention:
         assert_gradients_round_like_the_reference(op, turned(x), *others, dtype=dtype, fixed=fixed)
+
+
+@kernel
+@pytest.mark.parametrize("call", [transition, triangle_operand])
+def test_kernel_of_a_batch_of_what_is_not_narrow(call, monkeypatch):
+    from axfold.ops.triton import narrow
+
+    monkeypatch.setattr(narrow, "WIDEST", 0)
+    op, (x, *others), fixed = call(3, 2, 17)
+    for start in (x, turned(x)):
+        assert_gradients_round_like_the_reference(op, start, *others, dtype=HALF[0], fixed=fixed)
 
 
 @kernel

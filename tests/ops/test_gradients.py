@@ -127,8 +127,9 @@ def test_kernel_of_a_transition(rows, n, dropped, dtype):
 
 @kernel
 def test_kernel_of_a_transition_in_parts(monkeypatch):
-    from axfold.ops.triton import transition
+    from axfold.ops.triton import narrow, transition
 
+    monkeypatch.setattr(narrow, "WIDEST", 0)
     monkeypatch.setattr(transition, "HIDDEN_AT_ONCE", 16 * 64 * 2)
     arguments = normal(3, 17, 16), *norm(16), *linear(64, 16), *linear(16, 64), None
     assert_gradients_round_like_the_reference(ops.transition, *arguments, dtype=HALF[0])

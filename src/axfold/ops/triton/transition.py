@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.transition import transition
-from axfold.ops.triton import float32, tiles
+from axfold.ops.triton import float32, narrow, tiles
 from axfold.ops.triton.common import extents, normalize, place, recorded, strides, strides_of_keep, why_not
 from axfold.ops.triton.gradients import arriving, norm_backward, normed, relu_backward
 from axfold.ops.triton.tiles import Tile
@@ -191,7 +191,10 @@ class _Transition(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, expand_weight, expand_bias, output_weight, keep = ctx.saved_tensors
+        x, *layers, keep = ctx.saved_tensors
+        norm_weight, norm_bias, expand_weight, expand_bias, output_weight = layers
+        if keep is None and narrow.takes(expand_weight, output_weight):
+            return *narrow.transition_backward(x, grad, *layers), None, None
         y = normed(x, norm_weight, norm_bias)
         update, to_output_bias = arriving(grad, keep)
         count = -(-y.element_size() * len(y) * len(expand_weight) // HIDDEN_AT_ONCE) or 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.triangle import triangle_operand, triangle_update
-from axfold.ops.triton import float32, tiles
+from axfold.ops.triton import float32, narrow, tiles
 from axfold.ops.triton.common import (
     after_norm,
     extents,
@@ -392,6 +392,9 @@ class _Operand(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, mask, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        if narrow.takes(weight):
+            to_z, *others = narrow.operand_backward(z, mask, grad, norm_weight, norm_bias, weight, bias)
+            return to_z, None, *others, None
         y = normed(z, norm_weight, norm_bias)
         both = torch.addmm(bias, y, weight.mT)
         to_bias = gated_backward(both, mask, grad)  # they are gradients from here on
