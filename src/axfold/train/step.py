@@ -77,7 +77,7 @@ def has_kernels(network: AlphaFold) -> bool:
     """Whether kernels with gradients take what the blocks of the trunk do to a batch."""
     if "triton" not in ops.transition.backends:
         return False
-    layers = network.trunk.evoformer.blocks[0].pair.transition
+    layers: Any = network.trunk.evoformer.blocks[0].get_submodule("pair.transition")
     norm, expand, output = layers.norm, layers.expand, layers.output
     z = norm.weight.new_zeros(2, 1, 1, len(norm.weight)).requires_grad_()
     weights = (p for layer in (norm, expand, output) for p in (layer.weight, layer.bias))

@@ -364,7 +364,7 @@ def _to_bias(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """partial[group, protein] [H, queries, keys] = gradient of a tile of its bias from the `members` rows of a group."""
+    """partial[group, protein] [H, queries, keys] = gradient of a tile of its bias from `members` rows of a group."""
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
     tile = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)

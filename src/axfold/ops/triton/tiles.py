@@ -167,7 +167,7 @@ def programs(tile: Tile, tiles: int, device: torch.device) -> int:
 
 def grid(tile: Tile, members: int, tiles: int, device: torch.device) -> tuple[int, int]:
     """Programs to launch for that number of tiles of each member of a batch: so many of each, and the members."""
-    return max(programs(tile, members * tiles, device) // members, 1), members
+    return max(programs(tile, members * tiles, device) // max(members, 1), 1), members
 
 
 @cache
