@@ -1,6 +1,7 @@
 """Gradients of the kernels against those of the definitions, by autograd in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from kernels import (
 from torch import Tensor
 
 from axfold import ops
+from axfold.config import MsaStack, TriangleStack
+from axfold.model.evoformer import EvoformerBlock
 
 HALF = [torch.float16, *([] if INTERPRETED else [torch.bfloat16])]
 SIZES = [(2, 1), (3, 17), (2, 63)]  # rows, positions
@@ -275,3 +278,58 @@ REAL: dict[str, Callable[[], tuple[ops.Op, tuple[Tensor | int | None, ...], tupl
 def test_kernel_at_real_sizes(name, dtype):
     op, arguments, fixed = REAL[name]()
     assert_gradients_round_like_the_reference(op, *arguments, dtype=dtype, fixed=fixed)
+
+
+SMALL = MsaStack(
+    blocks=1,
+    heads=2,
+    c_attention=16,
+    c_outer_product=8,
+    transition_factor=2,
+    pair=TriangleStack(heads=2, c_attention=8, c_multiplication=16, transition_factor=2),
+)
+
+
+@kernel
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("extra", [False, True])
+def test_kernels_of_a_whole_block(monkeypatch, dtype, extra):
+    """With nothing left to the definitions, the gradients of all parameters are those of float64."""
+    torch.manual_seed(0)
+    block = EvoformerBlock(32, 16, replace(SMALL, global_column_attention=extra)).double()
+    names = [name for name, _ in block.named_parameters()]
+    mask = torch.ones(3, 17).double()
+    mask[1, 5:] = 0  # each pair is still seen by a sequence: without, float16 would overflow
+    inputs = normal(3, 17, 32), normal(17, 17, 16), mask, torch.ones(17, 17).double()
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        m, z, *masks = convert(inputs, dtype)
+        block.to(m.device, dtype).eval()
+        leaves = [m.requires_grad_(), z.requires_grad_(), *block.parameters()]
+        new = block(m, z, *masks)
+        return [x.double() for x in torch.autograd.grad([x.float().square().sum() for x in new], leaves)]
+
+    state = {name: x.clone() for name, x in block.state_dict().items()}
+
+    def again(dtype: torch.dtype) -> list[Tensor]:
+        block.double().load_state_dict({name: x.to(dtype).double() for name, x in state.items()})
+        return gradients(dtype)
+
+    def none(*args: object) -> None:
+        """Would fail as soon as its result were used."""
+
+    every = [op for name in ops.__all__ if isinstance(op := getattr(ops, name), ops.Op)]
+    with monkeypatch.context() as patched:
+        for op in every:
+            patched.setattr(op, "backends", {"reference": op.backends["reference"]})
+        state = {name: x.to(dtype).double() for name, x in state.items()}
+        exact, reference = again(torch.float64), again(dtype)
+    with monkeypatch.context() as patched:
+        for op in every:
+            if "triton" in op.backends:
+                patched.setattr(op, "backends", {"reference": (none, none), "triton": op.backends["triton"]})
+        found = again(dtype)
+    for name, one, other, true in zip(["m", "z", *names], found, reference, exact, strict=True):
+        error, rounding = (one - true).norm(), (other - true).norm()
+        # through a block errors add up by chance: what a ReLU is given may even round to the other side of 0
+        assert error <= 2 * rounding + 0.02 * true.norm(), f"{name}: {error}, {rounding} of {true.norm()}"

@@ -350,10 +350,8 @@ class _GlobalColumnAttention(torch.autograd.Function):
         present = mask.float() if masked else mask[:, :1].float()  # a single number expanded
         count = (present.sum(-1, keepdim=True) if masked else sequences * present) + 1e-10
         present = present / count
-        if masked:
-            mean = torch.bmm(present.to(dtype).unsqueeze(1), by_row).squeeze(1)
-        else:
-            mean = by_row.mean(1)
+        shares = present.to(dtype).unsqueeze(1)
+        mean = torch.bmm(shares, by_row).squeeze(1) if masked else by_row.mean(1)
         q = (mean @ q_weight.mT).float().view(rows, -1, c_head) * scale
         keys, values = (y @ kv_weight.mT).view(rows, sequences, 2, c_head).float().unbind(2)
         logits = q @ keys.mT
