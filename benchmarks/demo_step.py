@@ -1,19 +1,21 @@
 """Seconds of the demo model's training step on one GPU: forward with recycles, losses and backward, in variants.
 
-    python benchmarks/demo_step.py --seconds 150 --out results.json
+    python benchmarks/demo_step.py --seconds 100 --out results.json
 
-Each variant is measured by itself; one that fails says why, and the others go on.
+Each variant is measured in a process of its own; one that fails says why, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,34 +30,34 @@ from axfold.train.labels import Labels, label
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step is run: `attention` is a backend of gated attention that compilers see."""
+    """How a step is run: `attention` is a backend of gated attention that compilers see, where blocks are compiled."""
 
     batch: int
     crop: int = 128
-    compiled: bool = True
+    compiled: bool = False
     recorded: bool = True
     attention: str = "reference"
+    most: float = 40
 
     def __str__(self) -> str:
-        words = "compiled" if self.compiled else "eager", "graphs" if self.recorded else "launched"
-        return f"{self.batch} x {self.crop}, {', '.join(words)}, attention by {self.attention}"
+        blocks = f"compiled, attention by {self.attention}" if self.compiled else "kernels"
+        return f"{self.batch} x {self.crop}, {blocks}, {'graphs' if self.recorded else 'launched'}"
 
 
+# by promise: the first are measured even if time runs out; `most` is how many seconds one may take
 VARIANTS = (
-    Variant(32, compiled=False, recorded=False),
-    Variant(32, compiled=False),
-    Variant(32, compiled=False, attention="sdpa"),
-    Variant(64, crop=64, compiled=False),
     Variant(32),
-    Variant(32, attention="sdpa"),
-    Variant(64, crop=64),
+    Variant(64),
     Variant(32, recorded=False),
+    Variant(128),
+    Variant(64, crop=96),
+    Variant(32, compiled=True, attention="sdpa", most=200),
+    Variant(32, compiled=True, most=200),
 )
 
 
-HIDDEN = (
-    -1e4
-)  # logit of a masked key: more would leave no digits to the sum of a row that has no key, in its gradient
+HIDDEN = -1e4
+"""Logit of a masked key: more would leave no digits to the sum of a row that has no key, in its gradient."""
 
 
 def examples(config: Config, batch: int, crop: int, device: torch.device) -> tuple[dict[str, Tensor], Labels]:
@@ -109,17 +111,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, mask: Tensor, bias: Tens
     return (out * gate.sigmoid()).flatten(-2)
 
 
-def measure(variant: Variant, device: torch.device) -> dict[str, object]:
+def measure(variant: Variant, device: torch.device, profiled: bool = False) -> dict[str, object]:
     torch._dynamo.reset()
     config, weights = PRESETS["demo"], Loss()
     torch.manual_seed(0)
     network = AlphaFold(config.model).to(device).to_precision(torch.bfloat16).train()
     features, known = examples(config, variant.batch, variant.crop, device)
-    ops.gated_attention.backends["reference"] = (
-        sdpa if variant.attention == "sdpa" else REFERENCE,
-        lambda *args: None,
-    )
     if variant.compiled:
+        if variant.attention == "sdpa":
+            ops.gated_attention.reference = sdpa  # type: ignore[assignment]
         step.compile_blocks(network)
     run: Callable[..., object] = lambda passes: step.gradients(network, passes, known, weights)  # noqa: E731
     if variant.recorded:
@@ -148,9 +148,24 @@ def measure(variant: Variant, device: torch.device) -> dict[str, object]:
         "loss": float(losses.total.mean()),
         "finite": finite and gradient < float("inf"),
     }
-    if not variant.recorded:
-        found["kernels"] = kernels(lambda: run([features]))
+    if profiled:
+        one = kernels(lambda: run([features]))
+        found["kernels"] = {
+            "last pass": one,
+            "recycling pass": difference(kernels(lambda: run([features] * 2)), one),
+        }
     return found
+
+
+def difference(both: list[dict[str, Any]], one: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is in `both` beside `one`."""
+    known = {row["kernel"]: row for row in one}
+    rest = []
+    for row in both:
+        other = known.get(row["kernel"], {"ms": 0.0, "calls": 0})
+        if row["calls"] > other["calls"]:
+            rest.append(row | {"ms": row["ms"] - other["ms"], "calls": row["calls"] - other["calls"]})
+    return sorted(rest, key=lambda row: -row["ms"])
 
 
 def seconds(call: Callable[[], object], least: float = 1.0) -> float:
@@ -171,55 +186,73 @@ def seconds(call: Callable[[], object], least: float = 1.0) -> float:
     return min(means)
 
 
-def kernels(call: Callable[[], object], most: int = 40) -> list[dict[str, object]]:
+def kernels(call: Callable[[], object]) -> list[dict[str, Any]]:
     """What takes the device's time in a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize()
     averages = sorted(profile.key_averages(), key=lambda e: -e.self_device_time_total)
-    return [
-        {"kernel": e.key[:110], "ms": e.self_device_time_total / 1e3, "calls": e.count}
-        for e in averages[:most]
-    ]
+    return [{"kernel": e.key, "ms": e.self_device_time_total / 1e3, "calls": e.count} for e in averages]
 
 
-REFERENCE = ops.gated_attention.backends["reference"][0]
+def one(number: int, profiled: bool) -> None:
+    """Measure one variant and print it as JSON: in a process of its own, which may be ended."""
+    torch._dynamo.config.recompile_limit = 64
+    print(json.dumps(measure(VARIANTS[number], torch.device("cuda"), profiled)))
+
+
+def told(number: int, profiled: bool, seconds: float) -> dict[str, Any]:
+    """What a process of its own measures of a variant in so many seconds."""
+    command = [sys.executable, __file__, "--one", str(number), *(["--profile"] if profiled else [])]
+    variant = {"variant": str(VARIANTS[number])}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return variant | {"error": f"it took more than {seconds:.0f} s"}
+    if done.returncode:
+        return variant | {"error": done.stderr[-2000:]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def show(found: dict[str, Any], most: int = 25) -> None:
+    if "error" in found:
+        print(f"{found['variant']}: {found['error']}", flush=True)
+        return
+    print(
+        f"{found['ready_s']:8.1f}{found['last_pass_ms']:9.2f}{found['recycling_pass_ms']:11.2f}"
+        f"{found['samples_per_s']:10.1f}{found['reserved_gib']:7.1f}{found['loss']:9.3f}  {found['variant']}"
+        f"{'' if found['finite'] else '  NOT FINITE'}",
+        flush=True,
+    )
+    for name, rows in found.get("kernels", {}).items():
+        print(f"    {name}: {sum(r['calls'] for r in rows)} kernels, {sum(r['ms'] for r in rows):.2f} ms")
+        for row in rows[:most]:
+            print(f"    {row['ms']:9.3f} ms {row['calls']:5}  {row['kernel'][:110]}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=150, help="no variant begins later")
+    parser.add_argument("--seconds", type=float, default=100, help="all together")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of variants, from 0")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    device = torch.device("cuda")
-    torch._dynamo.config.recompile_limit = 64
+    if options.one is not None:
+        one(options.one, options.profile)
+        return
     began, results = time.perf_counter(), []
-    chosen = [VARIANTS[i] for i in options.only] if options.only else VARIANTS
+    chosen = options.only if options.only else range(len(VARIANTS))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     print(f"{'ready s':>8}{'last ms':>9}{'recycle ms':>11}{'samples/s':>10}{'GiB':>7}{'loss':>9}  variant")
-    for variant in chosen:
-        if time.perf_counter() - began > options.seconds:
-            print(f"not begun: {variant}")
+    for place, number in enumerate(chosen):
+        left = options.seconds - (time.perf_counter() - began)
+        if left < 10:
+            print(f"not begun: {VARIANTS[number]}")
             continue
-        try:
-            found = measure(variant, device)
-        except Exception as error:
-            found = {"variant": str(variant), "error": str(error)[:500]}
-            print(f"{variant}: {str(error)[:300]}")
-            traceback.print_exc(limit=-4)
-        else:
-            print(
-                f"{found['ready_s']:8.1f}{found['last_pass_ms']:9.2f}{found['recycling_pass_ms']:11.2f}"
-                f"{found['samples_per_s']:10.1f}{found['reserved_gib']:7.1f}{found['loss']:9.3f}  {variant}"
-                f"{'' if found['finite'] else '  NOT FINITE'}",
-                flush=True,
-            )
-            for row in found.get("kernels", ()):  # type: ignore[attr-defined]
-                print(f"{row['ms']:10.3f} ms {row['calls']:5}  {row['kernel']}")
+        found = told(number, place == 0, min(left, VARIANTS[number].most))
+        show(found)
         results.append(found)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         if options.out is not None:
             about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
             options.out.write_text(json.dumps(about | {"variants": results}, indent=1) + "\n")

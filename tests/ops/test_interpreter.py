@@ -26,6 +26,8 @@ import pytest
         "softmax",
         "updates",
         "gradients",
+        "batches",
+        "frame_error",
         "health",
     ],
 )

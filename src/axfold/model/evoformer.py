@@ -34,7 +34,7 @@ class EvoformerBlock(nn.Module):
         pair_mask: Float[Tensor, "*b r r"],
     ) -> tuple[Float[Tensor, "*b s r c_m"], Float[Tensor, "*b r r c_z"]]:
         """m and z with their updates. Consumes both."""
-        if m.dim() == 4 and len(m) == 1:  # kernels take no batch axis
+        if m.dim() == 4 and len(m) == 1:  # kernels take no batch axis in float32
             m, z = self._updated(*(x.squeeze(0) for x in (m, z, msa_mask, pair_mask)))
             return m.unsqueeze(0), z.unsqueeze(0)
         return self._updated(m, z, msa_mask, pair_mask)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from axfold.ops.attention import gated_attention
 from axfold.ops.attention_update import attention_update
 from axfold.ops.column import global_column_attention
+from axfold.ops.frame_error import distance_error, frame_error
 from axfold.ops.layer_norm import layer_norm
 from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
@@ -39,6 +40,8 @@ __all__ = [
     "Weights",
     "add",
     "attention_update",
+    "distance_error",
+    "frame_error",
     "gated_attention",
     "global_column_attention",
     "invariant_point_attention",

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from axfold import config, stereochemistry
+from axfold import config, ops, stereochemistry
 from axfold.model.alphafold import AlphaFold, Pass
 from axfold.model.atoms import CA, C, N, lookup, pseudo_beta
 from axfold.model.rigid import Rigid, rotation_of
@@ -185,8 +184,7 @@ def side_chain_fape(
 ) -> Float[Tensor, "*b"]:
     """FAPE of all atoms (Å) from the frames of all rigid groups (*b, n, 8): Algorithm 20, line 28.
 
-    Equal atoms are named as fits best (Algorithm 26). Always clamped. Errors seen from one kind of group exist at a
-    time: with gradients they are computed again.
+    Equal atoms are named as fits best (Algorithm 26). Always clamped. Errors of all pairs never exist at once.
     """
     exchange = alternative_is_better(atom14, labels)
     true_atoms = torch.where(exchange[..., None, None], labels.alternative_atom14, labels.atom14)
@@ -200,28 +198,23 @@ def side_chain_fape(
         atoms_mask.flatten(-2),
     )
 
-    def error_sum(
-        rotation: Tensor, translation: Tensor, points: Tensor, true_rotation: Tensor, group: int
-    ) -> Tensor:
-        true = Rigid(true_rotation, labels.frames.translation[..., group, :])
-        distances = aligned_distances(Rigid(rotation, translation), points, true, true_points)
-        return _error_sum(distances, labels.frames_mask[..., group], points_mask, clamp)
+    def used(x: Tensor, axis: int) -> Tensor:
+        """Of the groups along an axis, side by side with those of the other residues."""
+        return torch.stack([x.select(axis, group) for group in USED_GROUPS], axis).flatten(axis - 1, axis)
 
-    errors = [
-        checkpoint(
-            error_sum,
-            frames.rotation[..., group, :, :],
-            frames.translation[..., group, :],
-            points,
-            true_rotation[..., group, :, :],
-            group,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing in it is random
-        )
-        for group in USED_GROUPS
-    ]
+    errors = ops.frame_error(
+        used(_wide(frames.rotation), -3),
+        used(_wide(frames.translation), -2),
+        _wide(points),
+        used(true_rotation, -3),
+        used(labels.frames.translation, -2),
+        true_points,
+        used(labels.frames_mask, -1),
+        points_mask,
+        clamp,
+    )
     pairs = labels.frames_mask.sum((-1, -2)) * points_mask.sum(-1)
-    return torch.stack(errors).sum(0) / (length_scale * (1e-4 + pairs))
+    return errors / (length_scale * (1e-4 + pairs))
 
 
 @torch.no_grad()
@@ -236,21 +229,13 @@ def alternative_is_better(atom14: Float[Tensor, "*b n 14 3"], labels: Labels) ->
     rows = (labels.atom14_mask * ambiguous).index_select(-1, columns).flatten(-2)
     certain = (labels.atom14_mask * (1 - ambiguous)).flatten(-2)
 
-    def distances(positions: Tensor) -> Tensor:
+    def points(positions: Tensor) -> tuple[Tensor, Tensor]:
         positions = _wide(positions)
-        some = positions.index_select(-2, columns)
-        return _distances(some.flatten(-3, -2), positions.flatten(-3, -2), 1e-10)
-
-    found = distances(atom14)
+        return positions.index_select(-2, columns).flatten(-3, -2), positions.flatten(-3, -2)
 
     def misfit(true: Tensor) -> Tensor:
-        off = ((found - distances(true)).square() + 1e-10).sqrt()
-        return (
-            (off * rows.unsqueeze(-1) * certain.unsqueeze(-2))
-            .sum(-1)
-            .unflatten(-1, (-1, len(columns)))
-            .sum(-1)
-        )
+        off = ops.distance_error(*points(atom14), *points(true), certain) * rows
+        return off.unflatten(-1, (-1, len(columns))).sum(-1)
 
     return misfit(labels.alternative_atom14) < misfit(labels.atom14)
 
@@ -542,7 +527,8 @@ def _radii(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def cross_entropy(logits: Float[Tensor, "*b classes"], target: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """-log of the share that the softmax of the logits gives to each target."""
-    return -_wide(logits).log_softmax(-1).gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return -logits.log_softmax(-1, dtype=wide).gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, axes: tuple[int, ...], epsilon: float = 1e-10) -> Tensor:

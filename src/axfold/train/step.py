@@ -1,7 +1,7 @@
 """One step of training: passes that recycle, the losses of the last one, and the gradients of a batch.
 
-The steps of a large network are as fast as its kernels. Those of a small one are as slow as Python starts kernels: its
-blocks are compiled, and the step is recorded as CUDA graphs (`Recorded`), which compute the same.
+The steps of a large network are as fast as its kernels. Those of a small one are as slow as Python starts kernels: the
+step is recorded as CUDA graphs (`Recorded`), which compute the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axfold import config
+from axfold import config, ops
 from axfold.model.alphafold import AlphaFold, Features, Recycled
 from axfold.model.atoms import atom14_of_frames, frames_of_torsions
 from axfold.model.rigid import Rigid
@@ -64,9 +64,24 @@ def recycle(network: AlphaFold, features: Features, recycled: Recycled | None) -
 
 
 def recorded(network: AlphaFold, weights: config.Loss) -> Find:
-    """The fast way for a small network on a CUDA device: its blocks compiled, its step recorded."""
-    compile_blocks(network)
+    """The fast way for a small network on a CUDA device: its step recorded, by the kernels of `ops`.
+
+    Where they can't take its blocks, which are in float32 for example, those are compiled.
+    """
+    if not has_kernels(network):
+        compile_blocks(network)
     return Recorded(network, weights)
+
+
+def has_kernels(network: AlphaFold) -> bool:
+    """Whether kernels with gradients take what the blocks of the trunk do to a batch."""
+    if "triton" not in ops.transition.backends:
+        return False
+    layers: Any = network.trunk.evoformer.blocks[0].get_submodule("pair.transition")
+    norm, expand, output = layers.norm, layers.expand, layers.output
+    z = norm.weight.new_zeros(2, 1, 1, len(norm.weight)).requires_grad_()
+    weights = (p for layer in (norm, expand, output) for p in (layer.weight, layer.bias))
+    return ops.transition.why_not("triton", z, *weights) is None
 
 
 COMPILE: dict[str, Any] = {"dynamic": False}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.triton import tf32, tiles
-from axfold.ops.triton.common import INTERPRETED, recorded
+from axfold.ops.triton.common import INTERPRETED, by_row, recorded
 
 HIDDEN = tl.constexpr(-(2.0**30))
 """Logit of a masked key: `MASKED`'s, as a power of two, whose product with log2(e) is exact in float32."""
@@ -171,7 +171,7 @@ def _over_keys(
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "q_row", "q_query", "q_head", "k_row", "k_key", "k_head"),
-        *("v_row", "v_key", "v_head", "gate_row", "gate_query", "gate_head", "limit_row"),
+        *("v_row", "v_key", "v_head", "gate_row", "gate_query", "gate_head", "limit_row", "each"),
     ]
 )
 def _attend(
@@ -200,6 +200,7 @@ def _attend(
     gate_query,
     gate_head,
     limit_row,
+    each,
     ALIGNED: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
@@ -253,7 +254,10 @@ def _attend(
     k_step, v_step = k_key.to(tl.int64) * (KEYS * ALIGNED), v_key.to(tl.int64) * (KEYS * ALIGNED)
     limit_from = limits + row * limit_row + key
     SIZE: tl.constexpr = QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth
-    bias_from = bias + tile.to(tl.int64) * k_blocks * SIZE + tl.arange(0, SIZE)
+    own = (row.to(tl.int32) // each).to(tl.int64) * (
+        H * q_blocks
+    ) + tile  # the bias is that of the row's protein
+    bias_from = bias + own * k_blocks * SIZE + tl.arange(0, SIZE)
 
     q_tile = tl.load(q + q_at[:, None] + channel, asked, 0.0).to(tl.float32)
     q_tile *= C**-0.5 * LOG2_E
@@ -306,8 +310,10 @@ def _why_not(
         return "Triton's interpreter can't multiply bfloat16"
     if any(x.dtype != q.dtype for x in given):
         return "the tensors have different dtypes"
-    if q.dim() != 4:
-        return "it takes no batch axes"
+    if q.dim() != 4 and not (
+        q.dim() == 5 and all(x.stride(0) == x.shape[1] * x.stride(1) for x in (q, k, v, gate))
+    ):
+        return "it takes one batch axis at most, that goes on where the rows end"
     if q.shape[-1] not in (8, 16, 32, 64):
         return f"heads have {q.shape[-1]} channels, not 8, 16, 32 or 64"
     if any(x.stride(-1) != 1 for x in (q, k, v, gate)):
@@ -329,6 +335,9 @@ def gated_attention_triton(
 
     In float32 with products as short as TF32's also one that takes keys and values to float16: half of their memory.
     """
+    if q.dim() == 5:
+        members = [x.flatten(0, 1) for x in (q, k, v, gate)]
+        return gated_attention_triton(*members, by_row(mask), bias, tile).unflatten(0, q.shape[:2])
     if recorded(q, k, v, gate, bias):
         from axfold.ops.triton import attention_backward  # which needs what is here
 
@@ -337,7 +346,8 @@ def gated_attention_triton(
 
 
 def laid_out(bias: Tensor, queries: int, keys: int, tile: Tile) -> Tensor:
-    """The bias [heads, queries, keys] as `_tile_bias` puts it; two numbers of bfloat16 in one."""
+    """The bias [*b, heads, queries, keys] as `_tile_bias` puts it; two numbers of bfloat16 in one."""
+    bias = bias.flatten(0, -3)
     blocks = triton.cdiv(queries, tile.queries), triton.cdiv(keys, tile.keys)
     tiled = bias.new_empty(len(bias) * blocks[0] * blocks[1], tile.queries * tile.keys)
     _tile_bias[(*blocks, len(bias))](
@@ -363,7 +373,10 @@ def attend(
     tile: Tile | None = None,
     logsum: Tensor | None = None,
 ) -> Tensor:
-    """The attention; `logsum` [rows, heads, queries] in float32 is filled for a backward."""
+    """The attention; `logsum` [rows, heads, queries] in float32 is filled for a backward.
+
+    A bias [b, heads, queries, keys] is that of one protein after the other, which have as many rows each.
+    """
     rows, queries, heads, channels = q.shape
     keys = k.shape[1]
     out = q.new_empty(rows, queries, heads * channels)
@@ -401,6 +414,7 @@ def attend(
         keys,
         *(stride // aligned for stride in strides),
         0 if limits is None else limits.stride(0),
+        rows_of_each(rows, bias),
         ALIGNED=aligned,
         H=heads,
         C=channels,
@@ -421,6 +435,11 @@ def attend(
         num_warps=tile.warps,
     )
     return out
+
+
+def rows_of_each(rows: int, bias: Tensor | None) -> int:
+    """How many rows have one bias."""
+    return rows if bias is None or bias.dim() == 3 else rows // len(bias)
 
 
 def tile_for(q: Tensor) -> Tile:

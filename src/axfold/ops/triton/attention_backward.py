@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.triton import tiles
-from axfold.ops.triton.attention import HIDDEN, LOG2_E, NO_KEYS, Tile, _in_rows, attend, laid_out
+from axfold.ops.triton.attention import (
+    HIDDEN,
+    LOG2_E,
+    NO_KEYS,
+    Tile,
+    _in_rows,
+    attend,
+    laid_out,
+    rows_of_each,
+)
 from axfold.ops.triton.common import place, sigmoid
 from axfold.ops.triton.gradients import programs, tile_for, total
 
@@ -121,6 +130,7 @@ def _of_tile(tiled, tile, at, A: tl.constexpr, B: tl.constexpr, WARPS: tl.conste
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "k_row", "k_key", "k_head", "v_row", "v_key", "v_head", "limit_row"),
+        "each",
         *("to_row", "to_query", "to_head"),
     ]
 )
@@ -144,6 +154,7 @@ def _to_queries(
     v_key,
     v_head,
     limit_row,
+    each,
     to_row,
     to_query,
     to_head,
@@ -186,13 +197,16 @@ def _to_queries(
     BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     spot = tl.arange(0, QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth)
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
+    own = (row.to(tl.int32) // each).to(tl.int64) * (
+        H * q_blocks
+    ) + tile  # the bias is that of the row's protein
     tl.assume(k_blocks > 0)
     for block in tl.range(0, k_blocks, num_stages=STAGES):
         present = (block * KEYS + key < keys)[:, None] & inside
         k_tile, v_tile = tl.load(k_from, present, 0.0), tl.load(v_from, present, 0.0)
         logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         if BIASED:
-            logits += _of_tile(bias, tile * k_blocks + block, spot, QUERIES, KEYS, WARPS, BITS)
+            logits += _of_tile(bias, own * k_blocks + block, spot, QUERIES, KEYS, WARPS, BITS)
         if LIMITED:
             limit = tl.load(limit_from)[None, :]
             logits = tl.where(limit < 0, limit, logits)
@@ -211,6 +225,7 @@ def _to_queries(
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "k_row", "k_key", "k_head", "v_row", "v_key", "v_head", "limit_row"),
+        "each",
         *("k_to_row", "k_to_key", "k_to_head", "v_to_row", "v_to_key", "v_to_head"),
     ]
 )
@@ -235,6 +250,7 @@ def _to_keys(
     v_key,
     v_head,
     limit_row,
+    each,
     k_to_row,
     k_to_key,
     k_to_head,
@@ -279,6 +295,7 @@ def _to_keys(
     spot = tl.arange(0, QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth)
     to_keys = tl.zeros((KEYS, WIDTH), tl.float32)
     to_values = tl.zeros((KEYS, WIDTH), tl.float32)
+    own = (row.to(tl.int32) // each).to(tl.int64) * (H * k_blocks) + tile
     tl.assume(q_blocks > 0)
     for block in tl.range(0, q_blocks, num_stages=STAGES):
         exists = block * QUERIES + query < queries
@@ -288,7 +305,7 @@ def _to_keys(
         share = tl.load(delta + place_of, exists, 0.0)
         logits = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)
         if BIASED:
-            logits += _of_tile(bias, tile * q_blocks + block, spot, KEYS, QUERIES, WARPS, BITS)
+            logits += _of_tile(bias, own * q_blocks + block, spot, KEYS, QUERIES, WARPS, BITS)
         if LIMITED:
             logits = tl.where(limit < 0, limit, logits)
         weights = tl.exp2(logits - sums[None, :])
@@ -310,6 +327,7 @@ def _to_keys(
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "k_row", "k_key", "k_head", "v_row", "v_key", "v_head", "limit_row"),
+        "each",
         "members",
     ]
 )
@@ -333,6 +351,7 @@ def _to_bias(
     v_key,
     v_head,
     limit_row,
+    each,
     members,
     ALIGNED: tl.constexpr,
     H: tl.constexpr,
@@ -345,7 +364,7 @@ def _to_bias(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """partial[group] [H, queries, keys] = gradient of a tile of the bias from the `members` rows of a group."""
+    """partial[group, protein] [H, queries, keys] = gradient of a tile of its bias from `members` rows of a group."""
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
     tile = tl.program_id(0)
     group = tl.program_id(1).to(tl.int64)
@@ -357,7 +376,8 @@ def _to_bias(
     inside = channel < C
     asked = (query < queries)[:, None] & inside
     present = (key < keys)[:, None] & inside
-    first = group * members
+    protein = tl.program_id(2).to(tl.int64)
+    first = protein * each + group * members
     at = (first * queries + query)[:, None] * (H * C) + head * C + channel
     q_from, g_from = q + at, grad + at
     far = key.to(tl.int64)[:, None]
@@ -369,9 +389,9 @@ def _to_bias(
     v_step = v_row.to(tl.int64) * ALIGNED
     BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth
     spot = tl.arange(0, QUERIES * KEYS * BITS // bias.dtype.element_ty.primitive_bitwidth)
-    x = _of_tile(bias, tile, spot, QUERIES, KEYS, WARPS, BITS)
+    x = _of_tile(bias, protein * tl.num_programs(0) + tile, spot, QUERIES, KEYS, WARPS, BITS)
     total = tl.zeros((QUERIES, KEYS), tl.float32)
-    for _ in tl.range(0, tl.minimum(members, rows - tl.program_id(1) * members), num_stages=STAGES):
+    for _ in tl.range(0, tl.minimum(members, each - tl.program_id(1) * members), num_stages=STAGES):
         q_tile, g_tile = tl.load(q_from, asked, 0.0), tl.load(g_from, asked, 0.0)
         k_tile, v_tile = tl.load(k_from, present, 0.0), tl.load(v_from, present, 0.0)
         sums = tl.load(logsum + place_of, query < queries, float("inf"))
@@ -389,7 +409,11 @@ def _to_bias(
         v_from += v_step
         place_of += H * queries
         limit_from += limit_row
-    target = partial + ((group * H + head) * queries + query)[:, None] * keys + key[None, :]
+    target = (
+        partial
+        + (((group * tl.num_programs(2) + protein) * H + head) * queries + query)[:, None] * keys
+        + key[None, :]
+    )
     tl.store(target, total, (query < queries)[:, None] & (key < keys)[None, :])
 
 
@@ -416,8 +440,8 @@ def gradients(
     keys = k.shape[1]
     width = heads * channels
     to_q, to_k, to_v, to_gate = outs
-    each = replace(tile_for(width), positions=max(1024 // width, 1))
-    count = programs(each, rows, queries, q)
+    before = replace(tile_for(width), positions=max(1024 // width, 1))
+    count = programs(before, rows, queries, q)
     partial = q.new_empty(count, width, dtype=torch.float32)
     scaled = torch.empty_like(mixed)
     delta = torch.empty_like(logsum)
@@ -437,8 +461,8 @@ def gradients(
         *to_gate.stride()[:3],
         H=heads,
         C=channels,
-        BLOCK=each.positions,
-        num_warps=each.warps,
+        BLOCK=before.positions,
+        num_warps=before.warps,
     )
     chosen = tile or next(tile for least, tile in TILES if tiles.generation(tiles.gpu(q.device)[0]) >= least)
     limits = _limits(mask, keys, chosen.to_queries.keys, bias is None)
@@ -460,6 +484,7 @@ def gradients(
     biased = bias is not None
 
     one = chosen.to_queries
+    each = rows_of_each(rows, bias)
     by_query = scaled if bias is None else laid_out(bias, queries, keys, one)
     _to_queries[(rows * heads * triton.cdiv(queries, one.queries),)](
         *operands,
@@ -471,6 +496,7 @@ def gradients(
         keys,
         *strides,
         limit_row,
+        each,
         *to_q.stride()[:3],
         BIASED=biased,
         QUERIES=one.queries,
@@ -495,6 +521,7 @@ def gradients(
         keys,
         *strides,
         limit_row,
+        each,
         *to_k.stride()[:3],
         *to_v.stride()[:3],
         BIASED=biased,
@@ -518,11 +545,12 @@ def gradients(
     ):
         by_query = laid_out(bias, queries, keys, one)
     blocks = heads * triton.cdiv(queries, one.queries) * triton.cdiv(keys, one.keys)
-    groups = min(rows, triton.cdiv(8 * tiles.gpu(q.device)[1], blocks))
-    members = triton.cdiv(rows, groups)
-    groups = triton.cdiv(rows, members)
-    shares = q.new_empty(groups, heads, queries, keys, dtype=torch.float32)
-    _to_bias[(blocks, groups)](
+    proteins = rows // each
+    groups = min(each, triton.cdiv(8 * tiles.gpu(q.device)[1], blocks * proteins))
+    members = triton.cdiv(each, groups)
+    groups = triton.cdiv(each, members)
+    shares = q.new_empty(groups, *bias.shape, dtype=torch.float32)
+    _to_bias[(blocks, groups, proteins)](
         *operands,
         by_query,
         *statistics,
@@ -532,6 +560,7 @@ def gradients(
         keys,
         *strides,
         limit_row,
+        each,
         members,
         QUERIES=one.queries,
         KEYS=one.keys,

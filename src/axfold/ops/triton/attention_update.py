@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.attention_update import attention_update
 from axfold.ops.triton import attention, attention_backward, linear_residual, normed_linear
-from axfold.ops.triton.common import why_not
+from axfold.ops.triton.common import by_row, why_not
 from axfold.ops.triton.gradients import arriving, norm_backward, normed
 
 
@@ -29,8 +29,6 @@ def _why_not(
     width = len(gate_weight)
     if x.dtype == torch.float32:
         return "it has no float32"
-    if x.dim() != 3:
-        return "it takes no batch axes"
     if not x.numel():
         return "there are no numbers"
     layers = norm_weight, norm_bias, qkv_weight, gate_weight, gate_bias, output_weight, output_bias
@@ -86,8 +84,9 @@ class _AttentionUpdate(torch.autograd.Function):
         weight, shift = _together(qkv_weight, gate_weight, gate_bias)
         projected = normed_linear.normed_linear_triton(x, norm_weight, norm_bias, weight, shift)
         q, k, v, gate = projected.unflatten(-1, (4, heads, -1)).unbind(-3)
-        logsum = x.new_empty(len(x), heads, x.shape[1], dtype=torch.float32)
-        mixed = attention.attend(q, k, v, gate, mask, bias, logsum=logsum)
+        q, k, v, gate = (part.flatten(0, -4) for part in (q, k, v, gate))
+        logsum = x.new_empty(len(q), heads, x.shape[-2], dtype=torch.float32)
+        mixed = attention.attend(q, k, v, gate, by_row(mask), bias, logsum=logsum).view(*x.shape[:-1], -1)
         del projected, q, k, v, gate
         ctx.save_for_backward(
             x, mask, bias, norm_weight, norm_bias, weight, shift, output_weight, keep, mixed, logsum
@@ -101,11 +100,12 @@ class _AttentionUpdate(torch.autograd.Function):
             ctx.saved_tensors
         )
         update, to_output_bias = arriving(grad, keep)
+        mixed = mixed.flatten(0, -3)
         to_output = update.mT @ mixed.flatten(0, 1)
         to_mixed = (update @ output_weight).view(mixed.shape)
         del update
         y = normed(x, norm_weight, norm_bias)
-        projected = torch.addmm(shift, y, weight.mT).view(*x.shape[:2], 4, logsum.shape[1], -1)
+        projected = torch.addmm(shift, y, weight.mT).view(*mixed.shape[:2], 4, logsum.shape[1], -1)
         to_projected = torch.empty_like(projected)
         q, k, v, gate = projected.unbind(2)
         to_gate_bias, to_bias = attention_backward.gradients(
@@ -113,7 +113,7 @@ class _AttentionUpdate(torch.autograd.Function):
             k,
             v,
             gate,
-            mask,
+            by_row(mask),
             bias,
             mixed,
             logsum,

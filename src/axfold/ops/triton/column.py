@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.column import global_column_attention
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import EPSILON, normalize, recorded, sigmoid, why_not
+from axfold.ops.triton.common import EPSILON, by_row, normalize, recorded, sigmoid, why_not
 from axfold.ops.triton.gradients import arriving, norm_backward, normed, tile_for, total
 from axfold.ops.triton.tiles import Tile
 
@@ -201,6 +201,12 @@ def global_column_attention_triton(
 ) -> Tensor:
     """Three kernels; between them are vectors of a residue in float32, which take next to no memory."""
     layers = norm_weight, norm_bias, q_weight, kv_weight, gate_weight, gate_bias, output_weight, output_bias
+    if (
+        m.dim() == 4
+    ):  # residues of all members of the batch: where they are not side by side in memory, a copy
+        hidden = by_row(mask)
+        new = global_column_attention_triton(m.flatten(0, 1), hidden, *layers, tile).view(m.shape)
+        return new if torch.is_grad_enabled() or new.data_ptr() == m.data_ptr() else m.copy_(new)
     if recorded(m, *layers):
         return _GlobalColumnAttention.apply(m, mask, *layers, tile)
     return _updated(m, mask, *layers, torch.empty_like(m) if torch.is_grad_enabled() else m, tile)

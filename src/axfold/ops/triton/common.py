@@ -69,13 +69,46 @@ def sigmoid(x, shift=0.0):
     )
 
 
+def extents(x: Tensor) -> tuple[int, ...]:
+    """Members of the batch, rows, positions and channels of x; without a batch axis there is one."""
+    return tuple(x.shape) if x.dim() == 4 else (1, *x.shape)
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Of members, rows and positions, and of what axes follow but the last.
+
+    Kernels take the members of a batch along the second axis of their grid.
+    """
+    return x.stride()[:-1] if x.dim() == 4 else (0, *x.stride()[:-1])
+
+
+def strides_of_mask(mask: Tensor) -> tuple[int, ...]:
+    """Of members, rows and positions of a mask, which has no channels."""
+    return mask.stride() if mask.dim() == 3 else (0, *mask.stride())
+
+
+def strides_of_keep(keep: Tensor | None) -> tuple[int, ...]:
+    """Of members, rows, positions and channels of what dropout multiplies with, expanded."""
+    if keep is None:
+        return 0, 0, 0, 0
+    return keep.stride() if keep.dim() == 4 else (0, *keep.stride())
+
+
+def by_row(mask: Tensor) -> Tensor:
+    """The mask [rows, n] of all members of a batch; one that hides nothing stays a single number."""
+    if mask.dim() == 2:
+        return mask
+    rows = mask.shape[0] * mask.shape[1]
+    return mask.flatten(0, 1) if any(mask.stride()) else mask[0, 0].expand(rows, -1)
+
+
 def recorded(*tensors: Tensor | None) -> bool:
     """Whether a gradient of any of them is recorded."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) -> str | None:
-    """Why the kernels can't take x [i, n, c] with these parameters; `channels` are the sizes of the layers."""
+    """Why the kernels can't take x [*b, i, n, c] with these parameters; `channels` are the sizes of the layers."""
     given = [p for p in parameters if p is not None]
     if not (x.is_cuda or INTERPRETED):
         return "it needs a CUDA device"
@@ -87,8 +120,10 @@ def why_not(x: Tensor, *parameters: Tensor | None, channels: tuple[int, ...]) ->
         return f"it has no {x.dtype}"
     if any(p.dtype != x.dtype or p.device != x.device for p in given):
         return "parameters have another dtype or device than the representation"
-    if x.dim() != 3:
-        return "it takes no batch axes"
+    if x.dim() == 4 and x.dtype == torch.float32:
+        return "it takes no batch axes in float32"
+    if x.dim() not in (3, 4):
+        return "it takes one batch axis at most"
     if x.stride(-1) != 1 or not all(p.is_contiguous() for p in given):
         return "channels are not contiguous"
     if any(c < 16 or c > 256 or c & (c - 1) for c in channels):

@@ -12,7 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from axfold.ops.triton import tiles
-from axfold.ops.triton.common import EPSILON, normalize, place, sigmoid
+from axfold.ops.triton.common import (
+    EPSILON,
+    extents,
+    normalize,
+    place,
+    sigmoid,
+    strides,
+    strides_of_keep,
+    strides_of_mask,
+)
 from axfold.ops.triton.layer_norm import layer_norm_triton
 from axfold.ops.triton.tiles import Tile
 
@@ -23,8 +32,45 @@ def tile_for(channels: int) -> Tile:
 
 
 def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm of x [rows, positions, c] as [rows * positions, c]."""
-    return layer_norm_triton(x, weight, bias).view(-1, x.shape[-1])
+    """LayerNorm of x [*b, rows, positions, c] as [b * rows * positions, c]."""
+    if x.dim() == 4 and x.stride(0) == x.shape[1] * x.stride(1):
+        x = x.flatten(0, 1)
+    if x.dim() == 3:
+        return layer_norm_triton(x, weight, bias).view(-1, x.shape[-1])
+    members, rows, positions, c = x.shape
+    out = x.new_empty(members * rows * positions, c)
+    tile = tile_for(c)
+    _normed[(rows * triton.cdiv(positions, tile.positions), members)](
+        x,
+        weight,
+        bias,
+        out,
+        rows,
+        positions,
+        *strides(x),
+        C=c,
+        BLOCK=tile.positions,
+        num_warps=tile.warps,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "positions"])
+def _normed(
+    x, weight, bias, out, rows, positions, x_member, x_row, x_position, C: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out [members, rows, positions, C] = norm(x), of a batch that is no axis of rows."""
+    channel = tl.arange(0, C)
+    row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
+    exists = (position < positions)[:, None]
+    far = position.to(tl.int64)[:, None]
+    member = tl.program_id(1).to(tl.int64)
+    source = x + member * x_member + row * x_row + far * x_position + channel[None, :]
+    y = tl.load(source, exists, 0.0).to(tl.float32)
+    scale, shift = tl.load(weight + channel).to(tl.float32), tl.load(bias + channel).to(tl.float32)
+    y = normalize(y, scale, shift, C, 1)
+    target = out + ((member * rows + row) * positions + far) * C + channel[None, :]
+    tl.store(target, y.to(out.dtype.element_ty), exists)
 
 
 @triton.jit(do_not_specialize=["count", "width"])
@@ -49,11 +95,12 @@ def total(partial: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def programs(tile: Tile, rows: int, positions: int, x: Tensor) -> int:
-    return tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), x.device)
+def programs(tile: Tile, rows: int, positions: int, x: Tensor, members: int = 1) -> int:
+    """For each member of a batch, whose programs are the second axis of the grid."""
+    return tiles.grid(tile, members, rows * triton.cdiv(positions, tile.positions), x.device)[0]
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "keep_row", "keep_position", "keep_channel"])
+@triton.jit(do_not_specialize=["rows", "positions"])
 def _arriving(
     grad,
     keep,
@@ -61,8 +108,10 @@ def _arriving(
     partial,
     rows,
     positions,
+    grad_member,
     grad_row,
     grad_position,
+    keep_member,
     keep_row,
     keep_position,
     keep_channel,
@@ -73,6 +122,12 @@ def _arriving(
 ):
     """out [rows, positions, C] = keep * grad, and the sums of its channels."""
     channel = tl.arange(0, C)[None, :]
+    member = tl.program_id(1).to(tl.int64)
+    grad += member * grad_member
+    if SCALED:
+        keep += member * keep_member
+    out += member * rows * positions * C
+    partial += member * tl.num_programs(0) * C
     blocks = tl.cdiv(positions, BLOCK)
     sums = tl.zeros(
         (BLOCK, C), tl.float32
@@ -92,23 +147,23 @@ def _arriving(
 
 
 def arriving(grad: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradient of an update [rows * positions, c] that `keep` multiplies, and its sum over all positions."""
-    rows, positions, c = grad.shape
+    """The gradient of an update [b * rows * positions, c] that `keep` multiplies, and its sum over all positions."""
+    members, rows, positions, c = extents(grad)
     tile = tile_for(c)
-    count = programs(tile, rows, positions, grad)
-    partial = grad.new_empty(count, c, dtype=torch.float32)
+    count = programs(tile, rows, positions, grad, members)
+    partial = grad.new_empty(count * members, c, dtype=torch.float32)
     stored = keep is not None or not grad.is_contiguous()
     out = grad.new_empty(grad.shape) if stored else grad
     kept = None if keep is None else keep.expand_as(grad)
-    _arriving[(count,)](
+    _arriving[(count, members)](
         grad,
         kept,
         out,
         partial,
         rows,
         positions,
-        *grad.stride()[:2],
-        *((0, 0, 0) if kept is None else kept.stride()),
+        *strides(grad),
+        *strides_of_keep(kept),
         SCALED=kept is not None,
         STORED=stored,
         C=c,
@@ -128,10 +183,13 @@ def _norm_backward(
     partial,
     rows,
     positions,
+    x_member,
     x_row,
     x_position,
+    residual_member,
     residual_row,
     residual_position,
+    out_member,
     out_row,
     out_position,
     RESIDUAL: tl.constexpr,
@@ -140,6 +198,13 @@ def _norm_backward(
 ):
     """out = residual + the gradient of x, of which `grad` [rows, positions, C] is that of its LayerNorm."""
     channel = tl.arange(0, C)
+    member = tl.program_id(1).to(tl.int64)
+    x += member * x_member
+    grad += member * rows * positions * C
+    if RESIDUAL:
+        residual += member * residual_member
+    out += member * out_member
+    partial += member * tl.num_programs(0) * (2 * C)
     scale = tl.load(weight + channel).to(tl.float32)[None, :]
     to_weight = tl.zeros((BLOCK, C), tl.float32)
     to_bias = tl.zeros((BLOCK, C), tl.float32)
@@ -170,16 +235,16 @@ def _norm_backward(
 def norm_backward(
     x: Tensor, weight: Tensor, grad: Tensor, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [rows, positions, c], of the LayerNorm's weight and of its bias.
+    """Gradients of x [*b, rows, positions, c], of the LayerNorm's weight and of its bias.
 
-    `grad` [rows * positions, c] is that of the normalised x, and `residual` what x receives beside it.
+    `grad` [b * rows * positions, c] is that of the normalised x, and `residual` what x receives beside it.
     """
-    rows, positions, c = x.shape
+    members, rows, positions, c = extents(x)
     tile = tile_for(c)
-    count = programs(tile, rows, positions, x)
-    partial = x.new_empty(count, 2, c, dtype=torch.float32)
+    count = programs(tile, rows, positions, x, members)
+    partial = x.new_empty(count * members, 2, c, dtype=torch.float32)
     out = torch.empty_like(x)
-    _norm_backward[(count,)](
+    _norm_backward[(count, members)](
         x,
         weight,
         grad,
@@ -188,9 +253,9 @@ def norm_backward(
         partial,
         rows,
         positions,
-        *x.stride()[:2],
-        *((0, 0) if residual is None else residual.stride()[:2]),
-        *out.stride()[:2],
+        *strides(x),
+        *((0, 0, 0) if residual is None else strides(residual)),
+        *strides(out),
         RESIDUAL=residual is not None,
         C=c,
         BLOCK=tile.positions,
@@ -247,8 +312,10 @@ def _gated_backward(
     partial,
     rows,
     positions,
+    mask_member,
     mask_row,
     mask_position,
+    grad_member,
     grad_channel,
     grad_row,
     MASKED: tl.constexpr,
@@ -260,6 +327,11 @@ def _gated_backward(
     `grad` [C, rows, positions or more] is that of mask * value * sigmoid(gate).
     """
     channel = tl.arange(0, C)
+    member = tl.program_id(1).to(tl.int64)
+    both += member * rows * positions * (2 * C)
+    mask += member * mask_member
+    grad += member * grad_member
+    partial += member * tl.num_programs(0) * (2 * C)
     blocks = tl.cdiv(positions, BLOCK)
     to_value = tl.zeros((BLOCK, C), tl.float32)
     to_gate = tl.zeros((BLOCK, C), tl.float32)
@@ -286,25 +358,26 @@ def _gated_backward(
 
 
 def gated_backward(both: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
-    """Make values and gates [rows * positions, 2 c] their gradients; returns the sum over all positions.
+    """Make values and gates [b * rows * positions, 2 c] their gradients; returns the sum over all positions.
 
-    `grad` [c, rows, positions or more] is that of mask * value * sigmoid(gate).
+    `grad` [*b, c, rows, positions or more] is that of mask * value * sigmoid(gate).
     """
-    rows, positions = mask.shape
+    rows, positions = mask.shape[-2:]
+    members = len(mask) if mask.dim() == 3 else 1
     c = both.shape[-1] // 2
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     tile = Tile(32, c, 8, 1, resident=2)
-    count = programs(tile, rows, positions, both)
-    partial = both.new_empty(count, 2 * c, dtype=torch.float32)
-    _gated_backward[(count,)](
+    count = programs(tile, rows, positions, both, members)
+    partial = both.new_empty(count * members, 2 * c, dtype=torch.float32)
+    _gated_backward[(count, members)](
         both,
         mask,
         grad,
         partial,
         rows,
         positions,
-        *mask.stride(),
-        *grad.stride()[:2],
+        *strides_of_mask(mask),
+        *(grad.stride()[:3] if grad.dim() == 4 else (0, *grad.stride()[:2])),
         MASKED=any(mask.stride()),
         C=c,
         BLOCK=tile.positions,
@@ -313,7 +386,7 @@ def gated_backward(both: Tensor, mask: Tensor, grad: Tensor) -> Tensor:
     return total(partial, both.dtype)
 
 
-@triton.jit(do_not_specialize=["rows", "positions", "keep_row", "keep_position", "keep_channel"])
+@triton.jit(do_not_specialize=["rows", "positions"])
 def _gate_backward(
     grad,
     keep,
@@ -322,8 +395,10 @@ def _gate_backward(
     partial,
     rows,
     positions,
+    grad_member,
     grad_row,
     grad_position,
+    keep_member,
     keep_row,
     keep_position,
     keep_channel,
@@ -333,6 +408,13 @@ def _gate_backward(
 ):
     """`update` and `gate` [rows, positions, C] become their gradients, `grad` is keep * sigmoid(gate) * update's."""
     channel = tl.arange(0, C)[None, :]
+    member = tl.program_id(1).to(tl.int64)
+    grad += member * grad_member
+    if DROPOUT:
+        keep += member * keep_member
+    update += member * rows * positions * C
+    gate += member * rows * positions * C
+    partial += member * tl.num_programs(0) * (2 * C)
     blocks = tl.cdiv(positions, BLOCK)
     to_update = tl.zeros((BLOCK, C), tl.float32)
     to_gate = tl.zeros((BLOCK, C), tl.float32)
@@ -359,16 +441,16 @@ def _gate_backward(
 
 
 def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Make update and gate [rows * positions, c] their gradients; returns the sums over all positions.
+    """Make update and gate [b * rows * positions, c] their gradients; returns the sums over all positions.
 
-    `grad` [rows, positions, c] is that of keep * sigmoid(gate) * update.
+    `grad` [*b, rows, positions, c] is that of keep * sigmoid(gate) * update.
     """
-    rows, positions, c = grad.shape
+    members, rows, positions, c = extents(grad)
     tile = tile_for(c)
-    count = programs(tile, rows, positions, grad)
-    partial = grad.new_empty(count, 2, c, dtype=torch.float32)
+    count = programs(tile, rows, positions, grad, members)
+    partial = grad.new_empty(count * members, 2, c, dtype=torch.float32)
     kept = None if keep is None else keep.expand_as(grad)
-    _gate_backward[(count,)](
+    _gate_backward[(count, members)](
         grad,
         kept,
         update,
@@ -376,8 +458,8 @@ def gate_backward(grad: Tensor, keep: Tensor | None, update: Tensor, gate: Tenso
         partial,
         rows,
         positions,
-        *grad.stride()[:2],
-        *((0, 0, 0) if kept is None else kept.stride()),
+        *strides(grad),
+        *strides_of_keep(kept),
         DROPOUT=kept is not None,
         C=c,
         BLOCK=tile.positions,
@@ -394,6 +476,9 @@ def _norm_channels(x, weight, bias, out, rows, positions, width, C: tl.constexpr
     row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
     exists = position < positions
     size = rows.to(tl.int64) * width
+    member = tl.program_id(1).to(tl.int64)
+    x += member * C * size
+    out += member * rows * positions * C
     y = tl.load(
         x + row * width + position[None, :] + channel.to(tl.int64)[:, None] * size, exists[None, :], 0.0
     )
@@ -405,11 +490,11 @@ def _norm_channels(x, weight, bias, out, rows, positions, width, C: tl.constexpr
 
 
 def norm_channels(x: Tensor, weight: Tensor, bias: Tensor, positions: int) -> Tensor:
-    """LayerNorm [rows * positions, c] of x [c, rows, positions or more], which is contiguous."""
-    c, rows, width = x.shape
-    out = x.new_empty(rows * positions, c)
+    """LayerNorm [b * rows * positions, c] of x [*b, c, rows, positions or more], which is contiguous."""
+    members, c, rows, width = extents(x)
+    out = x.new_empty(members * rows * positions, c)
     tile = Tile(32, c, 4, 1)
-    _norm_channels[(rows * triton.cdiv(positions, tile.positions),)](
+    _norm_channels[(rows * triton.cdiv(positions, tile.positions), members)](
         x,
         weight,
         bias,
@@ -434,6 +519,10 @@ def _norm_channels_backward(
     to_weight = tl.zeros((BLOCK, C), tl.float32)
     to_bias = tl.zeros((BLOCK, C), tl.float32)
     size = rows.to(tl.int64) * width
+    member = tl.program_id(1).to(tl.int64)
+    x += member * C * size
+    grad += member * rows * positions * C
+    partial += member * tl.num_programs(0) * (2 * C)
     blocks = tl.cdiv(positions, BLOCK)
     for tile in tl.range(tl.program_id(0), rows * blocks, tl.num_programs(0)):
         row, position = place(tile, blocks, BLOCK)
@@ -456,15 +545,15 @@ def _norm_channels_backward(
 
 
 def norm_channels_backward(x: Tensor, weight: Tensor, grad: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Make x [c, rows, positions or more] its gradient; returns those of weight and bias of its LayerNorm.
+    """Make x [*b, c, rows, positions or more] its gradient; returns those of weight and bias of its LayerNorm.
 
-    `grad` [rows * positions, c] is that of the normalised x.
+    `grad` [b * rows * positions, c] is that of the normalised x.
     """
-    c, rows, width = x.shape
+    members, c, rows, width = extents(x)
     tile = Tile(32, c, 16, 1, resident=1)
-    count = programs(tile, rows, positions, x)
-    partial = x.new_empty(count, 2, c, dtype=torch.float32)
-    _norm_channels_backward[(count,)](
+    count = programs(tile, rows, positions, x, members)
+    partial = x.new_empty(count * members, 2, c, dtype=torch.float32)
+    _norm_channels_backward[(count, members)](
         x,
         weight,
         grad,

@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.linear_residual import linear_residual
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import place, recorded, why_not
+from axfold.ops.triton.common import extents, place, recorded, strides, strides_of_keep, why_not
 from axfold.ops.triton.gradients import arriving
 from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["rows", "positions"])
-def _kernel(
+def _linear_residual_kernel(
     x,
     y,
     keep,
@@ -25,13 +25,17 @@ def _kernel(
     out,
     rows,
     positions,
+    x_member,
     x_row,
     x_position,
+    y_member,
     y_row,
     y_position,
+    keep_member,
     keep_row,
     keep_position,
     keep_channel,
+    out_member,
     out_row,
     out_position,
     DROPOUT: tl.constexpr,
@@ -47,6 +51,12 @@ def _kernel(
     inner = tl.arange(0, WIDTH)
     chunk = tl.arange(0, CHUNK)
     blocks = tl.cdiv(positions, BLOCK)
+    member = tl.program_id(1).to(tl.int64)
+    x += member * x_member
+    y += member * y_member
+    out += member * out_member
+    if DROPOUT:
+        keep += member * keep_member
     AHEAD: tl.constexpr = STAGES if RESIDENT else 1  # else a program has one tile
     weight += chunk[None, :] * WIDTH + inner[:, None]
     bias += chunk
@@ -113,12 +123,14 @@ def added(
     tile: Tile | None = None,
 ) -> Tensor:
     """The sum, in `out`, which may be x."""
-    rows, positions, c = x.shape
+    members, rows, positions, c = extents(x)
     kept = None if keep is None else keep.expand_as(x)
     if x.dtype == torch.float32:
         return float32.linear_residual(x, y, kept, weight, bias, out, tile)
     tile = tile or tiles.tile("linear_residual", x)
-    _kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), x.device),)](
+    _linear_residual_kernel[
+        tiles.grid(tile, members, rows * triton.cdiv(positions, tile.positions), x.device)
+    ](
         x,
         y,
         kept,
@@ -127,10 +139,10 @@ def added(
         out,
         rows,
         positions,
-        *x.stride()[:2],
-        *y.stride()[:2],
-        *((0, 0, 0) if kept is None else kept.stride()),
-        *out.stride()[:2],
+        *strides(x),
+        *strides(y),
+        *strides_of_keep(kept),
+        *strides(out),
         DROPOUT=kept is not None,
         C=c,
         WIDTH=y.shape[-1],

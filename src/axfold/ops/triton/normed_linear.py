@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.normed_linear import normed_linear
 from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import normalize, place, recorded, why_not
+from axfold.ops.triton.common import extents, normalize, place, recorded, strides, why_not
 from axfold.ops.triton.gradients import norm_backward, normed
 from axfold.ops.triton.tiles import Tile
 
@@ -28,7 +28,7 @@ PART_CHANNELS, PART_POSITIONS = 256, 1 << 16
 
 
 @triton.jit(do_not_specialize=["positions"])
-def _kernel(
+def _normed_linear_kernel(
     x,
     norm_weight,
     norm_bias,
@@ -36,6 +36,7 @@ def _kernel(
     bias,
     out,
     positions,
+    x_member,
     x_row,
     x_position,
     BIASED: tl.constexpr,
@@ -51,6 +52,9 @@ def _kernel(
     chunk = tl.arange(0, CHUNK)
     row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
     exists = position < positions
+    member = tl.program_id(1).to(tl.int64)
+    x += member * x_member
+    out += member * (tl.num_programs(0) // tl.cdiv(positions, BLOCK)) * positions * OUT
     source = x + row * x_row + (position.to(tl.int64) * x_position)[:, None] + channel[None, :]
     target = out + row * positions * OUT + (position * OUT)[:, None]
     scale = tl.load(norm_weight + channel).to(tl.float32)
@@ -103,13 +107,13 @@ def normed_linear_triton(
         return _NormedLinear.apply(x, norm_weight, norm_bias, weight, bias, tile)
     if x.dtype == torch.float32:
         return float32.normed_linear(x, norm_weight, norm_bias, weight, bias, tile)
-    rows, positions, c = x.shape
+    members, rows, positions, c = extents(x)
     width = len(weight)
-    out = x.new_empty(rows, positions, width)
+    out = x.new_empty(*x.shape[:-1], width)
     if tile is None:
         narrow = next((f" to {most}" for most in NARROW if width <= most), "")
         tile = tiles.tile("normed_linear" + narrow, x)
-    _kernel[(rows * triton.cdiv(positions, tile.positions),)](
+    _normed_linear_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         x,
         norm_weight,
         norm_bias,
@@ -117,7 +121,7 @@ def normed_linear_triton(
         bias,
         out,
         positions,
-        *x.stride()[:2],
+        *strides(x),
         BIASED=bias is not None,
         C=c,
         OUT=width,
@@ -164,6 +168,8 @@ def _parts_why_not(
         return "it has half precision alone"
     if recorded(x, norm_weight, norm_bias, weight, bias):
         return "it has no backward"
+    if x.dim() != 3:
+        return "it takes no batch axes"
     if x.shape[-1] != PART_CHANNELS or len(weight) < 2 * PART_CHANNELS:
         return f"one kernel is faster but for a wide layer of {PART_CHANNELS} channels"
     if x.shape[0] * x.shape[1] < PART_POSITIONS:

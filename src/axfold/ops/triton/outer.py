@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from axfold.ops.outer import outer_product_update
 from axfold.ops.triton import tf32, tiles
-from axfold.ops.triton.common import place, recorded, why_not
+from axfold.ops.triton.common import extents, place, recorded, strides, strides_of_mask, why_not
 from axfold.ops.triton.gradients import arriving, total
 from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["positions", "count_row", "count_position"])
-def _kernel(
+def _outer_kernel(
     z,
     product,
     count,
@@ -24,10 +24,13 @@ def _kernel(
     bias,
     out,
     positions,
+    z_member,
     z_row,
     z_position,
+    count_member,
     count_row,
     count_position,
+    out_member,
     out_row,
     out_position,
     C_Z: tl.constexpr,
@@ -47,6 +50,11 @@ def _kernel(
     exists = position < positions
     pair = tl.arange(0, CHUNK)
     width = positions.to(tl.int64) * C
+    member = tl.program_id(1).to(tl.int64)
+    z += member * z_member
+    count += member * count_member
+    out += member * out_member
+    product += member * (tl.num_programs(0) // tl.cdiv(positions, BLOCK)) * C * width
     source = product + row * C * width + (pair // C).to(tl.int64)[None, :] * width + (pair % C)[None, :]
     source += (position.to(tl.int64) * C)[:, None]
     layer = weight + channel[None, :] * (C * C) + pair[:, None]
@@ -84,8 +92,8 @@ def outer_product_update_triton(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The products [(i, c), (n, d)]."""
-    return torch.matmul(a.mT.reshape(len(a) * a.shape[-1], -1), b.flatten(-2))
+    """The products [*b, (i, c), (n, d)]."""
+    return torch.matmul(a.mT.flatten(-3, -2), b.flatten(-2))
 
 
 def _updated(
@@ -99,13 +107,13 @@ def _updated(
     tile: Tile | None,
 ) -> Tensor:
     """z with its update, in `out`, which may be z."""
-    rows, positions, c_z = z.shape
+    members, rows, positions, c_z = extents(z)
     c = a.shape[-1]
     if tiles.in_float16(z.dtype):
         return tf32.outer_product_update(z, a, b, count, weight, bias, out, tile)
     product = _product(a, b)
     tile = tile or tiles.tile("outer_product_mean", z)
-    _kernel[(rows * triton.cdiv(positions, tile.positions),)](
+    _outer_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         z,
         product,
         count,
@@ -113,9 +121,9 @@ def _updated(
         bias,
         out,
         positions,
-        *z.stride()[:2],
-        *count.stride(),
-        *out.stride()[:2],
+        *strides(z),
+        *strides_of_mask(count),
+        *strides(out),
         C_Z=c_z,
         C=c,
         BLOCK=tile.positions,
@@ -208,7 +216,8 @@ class _OuterProductUpdate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b, count, weight = ctx.saved_tensors
-        rows, positions, c_z = grad.shape
+        members, rows, positions, c_z = extents(grad)
+        rows *= members
         c = a.shape[-1]
         update, to_bias = arriving(grad, (count + 1e-3).reciprocal()[..., None])
         constants = {"C_Z": c_z, "C": c, "PRECISION": tiles.products(grad.dtype)}
@@ -225,6 +234,6 @@ class _OuterProductUpdate(torch.autograd.Function):
         to_weight = total(partial, weight.dtype).mT
         _to_product[(blocks,)](update, weight, product, positions, **constants, **options)
         others = b.flatten(-2)
-        to_a = (product @ others.mT).view(rows, c, -1).mT
-        to_b = (a.mT.reshape(rows * c, -1).mT @ product).view(b.shape)
+        to_a = (product @ others.mT).view(a.mT.shape).mT
+        to_b = (a.mT.flatten(-3, -2).mT @ product).view(b.shape)
         return grad, to_a, to_b, None, to_weight, to_bias, None

@@ -200,6 +200,11 @@ def programs(tile: Tile, tiles: int, device: torch.device) -> int:
     return min(tiles, tile.resident * gpu(device)[1]) if tile.resident else tiles
 
 
+def grid(tile: Tile, members: int, tiles: int, device: torch.device) -> tuple[int, int]:
+    """Programs to launch for that number of tiles of each member of a batch: so many of each, and the members."""
+    return max(programs(tile, members * tiles, device) // max(members, 1), 1), members
+
+
 @cache
 def gpu(device: torch.device) -> tuple[int, int]:
     """Compute capability (90 is Hopper's) and number of multiprocessors."""

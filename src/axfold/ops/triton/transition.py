@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.transition import transition
-from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import normalize, place, recorded, why_not
+from axfold.ops.triton import float32, narrow, tiles
+from axfold.ops.triton.common import extents, normalize, place, recorded, strides, strides_of_keep, why_not
 from axfold.ops.triton.gradients import arriving, norm_backward, normed, relu_backward
 from axfold.ops.triton.tiles import Tile
 
 
 @triton.jit(do_not_specialize=["positions"])
-def _kernel(
+def _transition_kernel(
     x,
     keep,
     norm_weight,
@@ -27,11 +27,14 @@ def _kernel(
     output_bias,
     out,
     positions,
+    x_member,
     x_row,
     x_position,
+    keep_member,
     keep_row,
     keep_position,
     keep_channel,
+    out_member,
     out_row,
     out_position,
     DROPOUT: tl.constexpr,
@@ -48,6 +51,11 @@ def _kernel(
     row, position = place(tl.program_id(0), tl.cdiv(positions, BLOCK), BLOCK)
     exists = position < positions
     far = position.to(tl.int64)[:, None]
+    member = tl.program_id(1).to(tl.int64)
+    x += member * x_member
+    out += member * out_member
+    if DROPOUT:
+        keep += member * keep_member
     source = x + row * x_row + far * x_position + channel[None, :]
     scale = tl.load(norm_weight + channel).to(tl.float32)
     shift = tl.load(norm_bias + channel).to(tl.float32)
@@ -80,7 +88,7 @@ def _why_not(
     output_bias: Tensor,
     keep: Tensor | None = None,
 ) -> str | None:
-    if x.dim() > 3 and len(x):  # one member of a batch is as good as another
+    if x.dim() > 4 and len(x):  # one member of a batch is as good as another
         return _why_not(x[0], norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias)
     if len(expand_weight) % 16:
         return "the hidden layer's width is no multiple of 16"
@@ -102,7 +110,7 @@ def transition_triton(
 ) -> Tensor:
     """One read and one write of x; a batch goes member by member. The backward makes the hidden layer again."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
-    if x.dim() > 3:
+    if x.dim() > 4 or (x.dim() == 4 and x.dtype == torch.float32):
         each = [None] * len(x) if keep is None else list(keep.expand_as(x))
         new = [transition_triton(one, *layers, kept, tile) for one, kept in zip(x, each, strict=True)]
         return torch.stack(new) if torch.is_grad_enabled() else x
@@ -124,14 +132,14 @@ def updated(
     tile: Tile | None = None,
 ) -> Tensor:
     """x with its update, in `out`, which may be x."""
-    rows, positions, c = x.shape
+    members, rows, positions, c = extents(x)
     hidden = len(expand_weight)
     kept = None if keep is None else keep.expand_as(x)
     if x.dtype == torch.float32:
         layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
         return float32.transition(x, kept, *layers, out, tile)
     tile = tile or tiles.tile("transition", x)
-    _kernel[(rows * triton.cdiv(positions, tile.positions),)](
+    _transition_kernel[(rows * triton.cdiv(positions, tile.positions), members)](
         x,
         kept,
         norm_weight,
@@ -142,9 +150,9 @@ def updated(
         output_bias,
         out,
         positions,
-        *x.stride()[:2],
-        *((0, 0, 0) if kept is None else kept.stride()),
-        *out.stride()[:2],
+        *strides(x),
+        *strides_of_keep(kept),
+        *strides(out),
         DROPOUT=kept is not None,
         C=c,
         HIDDEN=hidden,
@@ -183,7 +191,10 @@ class _Transition(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, expand_weight, expand_bias, output_weight, keep = ctx.saved_tensors
+        x, *layers, keep = ctx.saved_tensors
+        norm_weight, norm_bias, expand_weight, expand_bias, output_weight = layers
+        if keep is None and narrow.takes(expand_weight, output_weight):
+            return *narrow.transition_backward(x, grad, *layers), None, None
         y = normed(x, norm_weight, norm_bias)
         update, to_output_bias = arriving(grad, keep)
         count = -(-y.element_size() * len(y) * len(expand_weight) // HIDDEN_AT_ONCE) or 1

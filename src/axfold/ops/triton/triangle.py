@@ -9,8 +9,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.triangle import triangle_operand, triangle_update
-from axfold.ops.triton import float32, tiles
-from axfold.ops.triton.common import after_norm, normalize, place, recorded, sigmoid, standardize, why_not
+from axfold.ops.triton import float32, narrow, tiles
+from axfold.ops.triton.common import (
+    after_norm,
+    extents,
+    normalize,
+    place,
+    recorded,
+    sigmoid,
+    standardize,
+    strides,
+    strides_of_keep,
+    strides_of_mask,
+    why_not,
+)
 from axfold.ops.triton.gradients import (
     gate_backward,
     gated_backward,
@@ -37,8 +49,10 @@ def _operand_kernel(
     rows,
     positions,
     width,
+    z_member,
     z_row,
     z_position,
+    mask_member,
     mask_row,
     mask_position,
     MASKED: tl.constexpr,
@@ -58,6 +72,10 @@ def _operand_kernel(
     shift = tl.load(norm_bias + channel).to(tl.float32)
     size = rows.to(tl.int64) * width
     blocks = tl.cdiv(width, BLOCK)
+    member = tl.program_id(1).to(tl.int64)
+    z += member * z_member
+    mask += member * mask_member
+    out += member * C_OUT * size
     weight += chunk[:, None] * C_IN + channel[None, :]
     bias += chunk
     if RESIDENT:
@@ -113,11 +131,14 @@ def _update_kernel(
     rows,
     positions,
     width,
+    z_member,
     z_row,
     z_position,
+    keep_member,
     keep_row,
     keep_position,
     keep_channel,
+    out_member,
     out_row,
     out_position,
     DROPOUT: tl.constexpr,
@@ -139,6 +160,12 @@ def _update_kernel(
     product_shift = tl.load(product_norm_bias + inner).to(tl.float32)
     size = rows.to(tl.int64) * width
     blocks = tl.cdiv(positions, BLOCK)
+    member = tl.program_id(1).to(tl.int64)
+    z += member * z_member
+    product += member * C * size
+    out += member * out_member
+    if DROPOUT:
+        keep += member * keep_member
     chunk = tl.arange(0, CHUNK)
     gate_weight += chunk[:, None] * C_Z + channel[None, :]
     output_weight += chunk[:, None] * C + inner[None, :]
@@ -211,14 +238,14 @@ def triangle_operand_triton(
     """One read of z and one write of the operand; the backward keeps z and projects it again."""
     if recorded(z, norm_weight, norm_bias, weight, bias):
         return _Operand.apply(z, mask, norm_weight, norm_bias, weight, bias, tile)
-    rows, positions, c_in = z.shape
+    members, rows, positions, c_in = extents(z)
     c_out = len(weight) // 2
     width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
-    out = z.new_empty(c_out, rows, width)
+    out = z.new_empty(*z.shape[:-3], c_out, rows, width)
     if z.dtype == torch.float32:
         return float32.triangle_operand(z, mask, norm_weight, norm_bias, weight, bias, out, tile)
     tile = tile or tiles.tile("triangle_operand", z)
-    _operand_kernel[(tiles.programs(tile, rows * triton.cdiv(width, tile.positions), z.device),)](
+    _operand_kernel[tiles.grid(tile, members, rows * triton.cdiv(width, tile.positions), z.device)](
         z,
         mask,
         norm_weight,
@@ -229,8 +256,8 @@ def triangle_operand_triton(
         rows,
         positions,
         width,
-        *z.stride()[:2],
-        *mask.stride(),
+        *strides(z),
+        *strides_of_mask(mask),
         MASKED=any(mask.stride()),
         C_IN=c_in,
         C_OUT=c_out,
@@ -279,10 +306,11 @@ def triangle_update_triton(
 
 
 def _product(own: Tensor, others: Tensor, positions: int) -> Tensor:
-    """sum_k own_ik others_nk [c, i, n], where rows are as long as cuBLAS likes them."""
+    """sum_k own_ik others_nk [*b, c, i, n], where rows are as long as cuBLAS likes them."""
     width = triton.cdiv(positions, ALIGNMENT) * ALIGNMENT
-    product = own.new_empty(len(own), own.shape[1], width)
-    torch.bmm(own, others.mT, out=product[..., :positions])
+    product = own.new_empty(*own.shape[:-1], width)
+    one, other, out = (x.flatten(0, -3) for x in (own, others, product))
+    torch.bmm(one, other.mT, out=out[..., :positions])
     return product
 
 
@@ -303,7 +331,7 @@ def _updated(
     tile: Tile | None,
 ) -> Tensor:
     """z with its update, in `out`, which may be z."""
-    rows, positions, c_z = z.shape
+    members, rows, positions, c_z = extents(z)
     product = _product(own, others, positions)
     width = product.shape[-1]
     kept = None if keep is None else keep.expand_as(z)
@@ -312,7 +340,7 @@ def _updated(
         layers = output_weight, output_bias, gate_weight, gate_bias
         return float32.triangle_update(z, product, kept, *norms, *layers, out, tile)
     tile = tile or tiles.tile("triangle_update", z)
-    _update_kernel[(tiles.programs(tile, rows * triton.cdiv(positions, tile.positions), z.device),)](
+    _update_kernel[tiles.grid(tile, members, rows * triton.cdiv(positions, tile.positions), z.device)](
         z,
         product,
         kept,
@@ -328,12 +356,12 @@ def _updated(
         rows,
         positions,
         width,
-        *z.stride()[:2],
-        *((0, 0, 0) if kept is None else kept.stride()),
-        *out.stride()[:2],
+        *strides(z),
+        *strides_of_keep(kept),
+        *strides(out),
         DROPOUT=kept is not None,
         C_Z=c_z,
-        C=len(own),
+        C=own.shape[-3],
         BLOCK=tile.positions,
         CHUNK=min(tile.chunk, c_z),
         RESIDENT=tile.resident > 0 and tile.chunk >= c_z,
@@ -364,6 +392,9 @@ class _Operand(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, mask, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        if narrow.takes(weight):
+            to_z, *others = narrow.operand_backward(z, mask, grad, norm_weight, norm_bias, weight, bias)
+            return to_z, None, *others, None
         y = normed(z, norm_weight, norm_bias)
         both = torch.addmm(bias, y, weight.mT)
         to_bias = gated_backward(both, mask, grad)  # they are gradients from here on
@@ -401,7 +432,7 @@ class _Update(torch.autograd.Function):
         z, own, others, norm_weight, norm_bias, *parameters, keep = ctx.saved_tensors
         product_norm_weight, product_norm_bias, *layers = parameters
         output_weight, output_bias, gate_weight, gate_bias = layers
-        positions = z.shape[1]
+        positions = z.shape[-2]
         product = _product(own, others, positions)
         mixed = norm_channels(product, product_norm_weight, product_norm_bias, positions)
         y = normed(z, norm_weight, norm_bias)
@@ -416,7 +447,10 @@ class _Update(torch.autograd.Function):
         torch.mm(gate, gate_weight, out=y)
         to_z, *to_norm = norm_backward(z, norm_weight, y, residual=grad)
         del update, gate, mixed, y
-        inner = product[..., :positions]
-        to_own, to_others = torch.bmm(inner, others), torch.bmm(inner.mT, own)
+        inner, one, other = product[..., :positions].flatten(0, -3), own.flatten(0, -3), others.flatten(0, -3)
+        to_own, to_others = (
+            torch.bmm(inner, other).view(own.shape),
+            torch.bmm(inner.mT, one).view(others.shape),
+        )
         to_layers = to_output, to_output_bias, to_gate, to_gate_bias
         return to_z, to_own, to_others, *to_norm, *to_product_norm, *to_layers, None, None
