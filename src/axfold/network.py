@@ -131,12 +131,20 @@ def on_device(
                 if name == "seq_mask" and (sample[name] == 1).all()
                 else _pinned(sample[name])
                 if pinned and place.type == "cpu"
+                else _shared(sample[name])
+                if place.type == "cpu"
                 else torch.tensor(sample[name], device=place)
                 for name, place in places.items()
                 if name in sample
             }
             for sample in several
         ]
+
+
+def _shared(array: np.ndarray) -> torch.Tensor:
+    """A tensor in the array's memory, which nobody writes to; a copy of one that PyTorch would warn of."""
+    usable = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array) if usable else torch.tensor(array)
 
 
 def _pinned(array: np.ndarray) -> torch.Tensor:
