@@ -5,10 +5,13 @@ INSTALLED := .venv/installed
 
 .PHONY: demo install lint test
 
-demo: $(INSTALLED)  ## fold a small protein on the CPU with synthetic parameters
-	$(BIN)/axfold predict examples/demo.fasta --msa examples/demo.a3m --model model_3_ptm \
-	  --params synthetic --device cpu --out demo_output
-	@echo 'The results are in demo_output/ (see docs/usage.md). They are meaningless: the parameters are made up.'
+# the small model that comes with axfold; a copy without its parameters shows the steps with made-up ones
+MODEL := $(if $(wildcard src/axfold/weights/demo.safetensors),--model demo,--model model_3_ptm --params synthetic)
+
+demo: $(INSTALLED)  ## fold a small protein on the CPU and compare it with its experimental structure
+	$(BIN)/axfold predict examples/demo.fasta --msa examples/demo.a3m $(MODEL) --device cpu --out demo_output
+	$(BIN)/axfold compare demo_output/1CTF_A_unrelaxed_rank_001_*.pdb examples/demo.pdb
+	@echo 'The results are in demo_output/ (see docs/usage.md).'
 
 test: lint  ## every check and test that needs no GPU
 	$(BIN)/pytest

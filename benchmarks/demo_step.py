@@ -50,7 +50,7 @@ VARIANTS = (
     Variant(64),
     Variant(32, recorded=False),
     Variant(128),
-    Variant(64, crop=96),
+    Variant(64, crop=64),
     Variant(32, compiled=True, attention="sdpa", most=200),
     Variant(32, compiled=True, most=200),
 )

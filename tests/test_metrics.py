@@ -36,7 +36,9 @@ def test_a_mirror_image_is_not():
     mirrored = true * torch.tensor([1.0, 1.0, -1.0])
     assert metrics.rmsd(mirrored, true, mask) > 3
     assert metrics.superposed(mirrored, true, mask).tm < 0.6
-    assert float(metrics.lddt(mirrored[:, None], true[:, None], mask[:, None])) == 1  # it knows distances alone
+    assert (
+        float(metrics.lddt(mirrored[:, None], true[:, None], mask[:, None])) == 1
+    )  # it knows distances alone
 
 
 def test_rmsd_of_a_known_displacement():

@@ -76,7 +76,7 @@ def _root(
 
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="Preset: model_1 to model_5, model_1_ptm to model_5_ptm.")
+    str, typer.Option("--model", help="Preset: model_1 to model_5, model_1_ptm to model_5_ptm, demo.")
 ]
 Params = Annotated[
     str | None,
@@ -347,6 +347,36 @@ def convert(
     typer.echo(f"{done.path}: {done.model}, {done.parameters} parameters of {done.values:,} numbers")
 
 
+@app.command()
+@_command
+def compare(
+    predicted: Annotated[Path, typer.Argument(help="A predicted structure, PDB or mmCIF.")],
+    true: Annotated[Path, typer.Argument(help="The experimental one.")],
+) -> None:
+    """Say how near a predicted structure is to an experimental one: lDDT, TM-score, GDT, RMSD."""
+    from axfold.compare import compare as run
+
+    typer.echo(run(predicted, true).text())
+
+
+@train.callback(invoke_without_command=True)
+def _train(
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Learn four small proteins by heart, in minutes on a CPU.")
+    ] = False,
+) -> None:
+    if smoke:
+        _train_smoke()  # and nothing else
+
+
+@_command
+def _train_smoke() -> None:
+    from axfold.train import smoke
+
+    for line in smoke.told():
+        typer.echo(line)
+
+
 @train.command("prepare")
 @_command
 def train_prepare(
@@ -487,6 +517,12 @@ def train_run(
     ] = "auto",
     device: Device = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of parameters, samples and dropout.", min=0)] = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic/--fast", help="Add up in one order, so that a run can be repeated bit for bit."
+        ),
+    ] = True,
 ) -> None:
     """Train a network. The same command again goes on where it stopped; by torchrun, on several GPUs."""
     from axfold import console
@@ -524,6 +560,7 @@ def train_run(
         save_every=save_every,
         keep=keep,
         compact=compact,
+        deterministic=deterministic,
     )
     with console.display() as display:
         run.run(request, display)
@@ -578,11 +615,15 @@ def train_export(
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder (its best).")
     ],
     out: Annotated[Path, typer.Argument(help="File to write; it ends in .safetensors.")],
+    half: Annotated[bool, typer.Option("--half", help="As float16: half as large.")] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", help="What the file says of it.")
+    ] = "that of whoever trained them",
 ) -> None:
     """Write the moving average of a run's parameters, for --params."""
     from axfold.train import run
 
-    typer.echo(run.export(checkpoint, out))
+    typer.echo(run.export(checkpoint, out, half=half, licence=licence))
 
 
 @app.command()

@@ -1,4 +1,6 @@
-"""How near a structure is to the true one: lDDT, GDT, TM-score, RMSD. Positions in Å; masks are 1 where an atom is known.
+"""How near a structure is to the true one: lDDT, GDT, TM-score, RMSD.
+
+Positions are in Å; masks are 1 where an atom is known.
 
 lDDT needs no superposition. GDT and TM-score are maxima over superpositions, which are looked for as usual: from those
 of many fragments on, by superposing again and again what has come near. They never exceed the true maximum.
@@ -84,15 +86,22 @@ class Superposed:
 
 @torch.no_grad()
 def superposed(
-    points: Float[Tensor, "n 3"], true: Float[Tensor, "n 3"], mask: Float[Tensor, " n"]
+    points: Float[Tensor, "n 3"],
+    true: Float[Tensor, "n 3"],
+    mask: Float[Tensor, " n"],
+    length: int | None = None,
 ) -> Superposed:
-    """TM-score (Zhang and Skolnick 2004) and GDT (Zemla 2003) over the residues of the mask, on the CPU."""
+    """TM-score (Zhang and Skolnick 2004) and GDT (Zemla 2003) over the residues of the mask, on the CPU.
+
+    length: residues of the whole chain, of which those of the mask are a part
+    """
     x, y = (p[mask != 0].double().cpu() for p in (points, true))
     n = len(x)
     if n < 3:
         nothing = float("nan")
         return Superposed(nothing, nothing, nothing)
-    scale = tm_scale(n)
+    whole = length or n
+    scale = tm_scale(whole)
     cutoffs = sorted({*GDT_TS, *GDT_HA})
     best_tm, best_share = 0.0, dict.fromkeys(cutoffs, 0.0)
     for reach in (min(max(scale, 4.5), 8.0), *cutoffs):
@@ -102,9 +111,7 @@ def superposed(
             off = (x @ rotation.mT + translation.unsqueeze(-2) - y).square().sum(-1).sqrt()
             best_tm = max(best_tm, float((1 / (1 + (off / scale).square())).mean(-1).max()))
             for cutoff in cutoffs:
-                best_share[cutoff] = max(
-                    best_share[cutoff], float((off <= cutoff).double().mean(-1).max())
-                )
+                best_share[cutoff] = max(best_share[cutoff], float((off <= cutoff).double().mean(-1).max()))
             near = off <= torch.maximum(
                 off.new_tensor(reach), off.topk(3, largest=False).values[..., -1:]
             )  # three residues at least
@@ -112,7 +119,8 @@ def superposed(
                 break
             chosen = near.unique(dim=0)  # many fragments lead to the same
     ts, ha = (sum(best_share[c] for c in some) / len(some) for some in (GDT_TS, GDT_HA))
-    return Superposed(best_tm, ts, ha)
+    share = n / whole
+    return Superposed(best_tm * share, ts * share, ha * share)
 
 
 def tm_scale(n: int) -> float:

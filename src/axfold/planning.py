@@ -137,9 +137,8 @@ def kernels_of(network: AlphaFold) -> frozenset[str]:
         "triangle_operand": (ops.triangle_operand, [z, mask, *norm, *of(triangle.own)]),
         "triangle_update": (ops.triangle_update, [z, own, own, *layers]),
     }
-    if network.sizes.extra_stack.global_column_attention:
-        extra: Any = network.trunk.extra_stack.blocks[0]
-        column = next(x for x in extra.modules() if isinstance(x, MSAColumnGlobalAttention))
+    of_extra = network.trunk.extra_stack.modules()
+    if column := next((x for x in of_extra if isinstance(x, MSAColumnGlobalAttention)), None):
         e = z.new_zeros(1, 1, len(column.norm.weight))
         of_column = of(column.norm, column.q, column.kv, column.gate, column.output)
         calls["global_column_attention"] = ops.global_column_attention, [e, mask, *of_column]

@@ -278,14 +278,81 @@ def test_pseudo_beta_is_deepminds(parity, case):
         np.testing.assert_array_equal(computed[key][real], inputs[key][real])
 
 
+def numbered(rows, n_res=3):
+    """An MSA whose rows say where they stood."""
+    return {"msa": np.tile(np.arange(rows)[:, None], (1, n_res)), "deletion_matrix": np.zeros((rows, n_res))}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 101])
+def test_blocks_are_those_of_algorithm_1(rows):
+    step = steps.delete_blocks(5, 0.3)
+    for seed in range(20):
+        found = step(numbered(rows), np.random.default_rng(seed))
+        starts = np.random.default_rng(seed).integers(rows, size=5)
+        deleted = {row for start in starts for row in range(start, start + rows * 3 // 10)}
+        kept = [row for row in range(rows) if row == 0 or row not in deleted]
+        assert found["msa"][:, 0].tolist() == kept
+        assert len(found["deletion_matrix"]) == len(kept)
+
+
+def test_rows_are_thinned_evenly_and_in_order():
+    counts = np.zeros(50)
+    for seed in range(2000):
+        kept = steps.thin_rows(10)(numbered(50), np.random.default_rng(seed))["msa"][:, 0]
+        assert len(kept) == 10
+        assert kept[0] == 0
+        assert (np.diff(kept) > 0).all()
+        counts[kept] += 1
+    np.testing.assert_allclose(counts[1:] / 2000, 9 / 49, atol=0.04)
+    for rows in (1, 10):
+        np.testing.assert_array_equal(steps.thin_rows(10)(numbered(rows), RNG)["msa"], numbered(rows)["msa"])
+    assert steps.thin_rows(1)(numbered(4), RNG)["msa"].tolist() == [[0, 0, 0]]
+
+
+def test_rows_are_drawn_from_the_profile():
+    profile = np.array([[0, 0, 3, 1] + [0] * 16, [0] * 19 + [7], [1] * 20], np.uint8)
+    query = {"msa": np.array([[5, 6, 7]], np.uint8), "deletion_matrix": np.zeros((1, 3), np.uint8)}
+    found = steps.draw_rows(profile, 20_001)(query, np.random.default_rng(0))
+    assert found["msa"].shape == found["deletion_matrix"].shape == (20_001, 3)
+    assert found["msa"][0].tolist() == [5, 6, 7]
+    shares = np.stack([np.bincount(column, minlength=22) for column in found["msa"][1:].T]) / 20_000
+    wanted = np.pad(profile / profile.sum(-1, keepdims=True), ((0, 0), (0, 2)))
+    np.testing.assert_allclose(shares, wanted, atol=0.015)
+    assert not shares[wanted == 0].any()
+    np.testing.assert_allclose(found["hhblits_profile"], wanted, rtol=1e-6)
+
+
+def test_residues_are_cropped_in_every_feature_that_has_them():
+    features = {
+        "aatype": np.arange(5),
+        "msa": np.arange(10).reshape(2, 5),
+        "template_aatype": np.arange(10).reshape(2, 5),
+        "extra_cluster_assignment": np.arange(7),
+        "hhblits_profile": np.arange(110).reshape(5, 22),
+        "extra_deletion_matrix": np.arange(35).reshape(7, 5),
+    }
+    found = steps.crop_residues(np.array([1, 2, 4]))(features, RNG)
+    np.testing.assert_array_equal(found["aatype"], [1, 2, 4])
+    np.testing.assert_array_equal(found["msa"], features["msa"][:, [1, 2, 4]])
+    np.testing.assert_array_equal(found["template_aatype"], features["template_aatype"][:, [1, 2, 4]])
+    np.testing.assert_array_equal(found["hhblits_profile"], features["hhblits_profile"][[1, 2, 4]])
+    np.testing.assert_array_equal(
+        found["extra_deletion_matrix"], features["extra_deletion_matrix"][:, [1, 2, 4]]
+    )
+    np.testing.assert_array_equal(found["extra_cluster_assignment"], np.arange(7))
+
+
 def test_steps_change_nothing_they_are_given():
     features = random_features(30, 8)
     before = {name: value.copy() for name, value in features.items()}
     steps.run(
         (
+            steps.delete_blocks(2, 0.1),
+            steps.thin_rows(7),
             steps.sample_rows(5),
             steps.mask_msa(Data()),
             steps.assign_clusters,
+            steps.crop_residues(np.arange(4)),
             steps.summarize_clusters,
             steps.crop_extra(9),
             steps.make_msa_feat,

@@ -13,13 +13,13 @@ from axfold.residues import RESTYPES
 from axfold.train.labels import Labels, label
 
 PAIR = TriangleStack(heads=2, c_attention=4, c_multiplication=8, transition_factor=2)
-STACK = MsaStack(blocks=2, heads=2, c_attention=4, c_outer_product=4, transition_factor=2, pair=PAIR)
+STACK = MsaStack(blocks=1, heads=2, c_attention=4, c_outer_product=4, transition_factor=2, pair=PAIR)
 TINY = Model(
     c_m=16,
     c_z=12,
     c_e=8,
     c_s=20,
-    extra_stack=replace(STACK, blocks=1, global_column_attention=True),
+    extra_stack=replace(STACK, global_column_attention=True),
     evoformer=STACK,
     structure=StructureModule(layers=2, heads=2, c_hidden=4, c_angles=8),
     heads=Heads(aligned_error=True),
@@ -56,7 +56,9 @@ def make(seed: int, n: int, crop: int, passes: int, clusters: int = 4, extra: in
     g = torch.Generator().manual_seed(seed)
     aatype = torch.randint(0, 20, (n,), generator=g)
     positions, mask = torch.zeros(crop, 37, 3), torch.zeros(crop, 37)
-    for atom, (radius, turn, rise) in enumerate([(1.6, 0.0, 0.0), (2.3, 0.5, 0.9), (1.7, 1.0, 2.0), (3.3, 0.2, 1.2)]):
+    for atom, (radius, turn, rise) in enumerate(
+        [(1.6, 0.0, 0.0), (2.3, 0.5, 0.9), (1.7, 1.0, 2.0), (3.3, 0.2, 1.2)]
+    ):
         angle = torch.arange(n) * 1.745 + turn
         positions[:n, atom] = torch.stack(
             [radius * angle.cos(), radius * angle.sin(), 1.5 * torch.arange(n) + rise], dim=-1

@@ -25,13 +25,13 @@ def state(made) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, precision):
-    whole = trainer(precision=precision)
+    whole = trainer(batch=2, precision=precision)
     records = run(whole, 6)
-    killed = trainer(precision=precision)
+    killed = trainer(batch=2, precision=precision)
     run(killed, 3)
     path = save(tmp_path, killed, WHAT, score=0.25)
     torch.manual_seed(7)  # another process has another past
-    resumed = trainer(seed=5, precision=precision)  # and begins with other parameters
+    resumed = trainer(seed=5, batch=2, precision=precision)  # and begins with other parameters
     resumed.seed = 0
     about = restore(path, resumed, WHAT)
     assert (about.step, about.score, resumed.steps) == (3, 0.25, 3)
@@ -140,7 +140,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     bad = tmp_path / "bad.safetensors"
     for damaged in (b"", content[:100], content[: len(content) // 2], b"\0" * 1000):
         bad.write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged or incomplete. Remove it"):
+        with pytest.raises(InputError, match="damaged or incomplete"):
             checkpoint.about(bad)
     with pytest.raises(InputError, match="there is no such checkpoint"):
         checkpoint.about(tmp_path / "none.safetensors")

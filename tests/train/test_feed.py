@@ -50,15 +50,24 @@ def test_a_mask_that_hides_nothing_is_one_number():
         assert any(padded[name].stride())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_micro_batches_come_in_order(workers):
+@pytest.mark.parametrize(("workers", "shared"), [(0, 0), (2, 1 << 40), (1, 0)])
+def test_micro_batches_come_in_order(workers, shared, monkeypatch, tmp_path):
     examples = Examples()
+    monkeypatch.setattr("axfold.train.feed.shared_memory", lambda: shared)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with Feed(examples, order(1, 4, 2), stack, torch.device("cpu"), workers=workers) as feed:
         found = list(islice(feed, 4))
     for micro_batch, indices in zip(found, islice(order(1, 4, 2), 4), strict=True):
         expected = dict(tensors(stack([examples[i] for i in indices])))
         assert all(x.equal(expected[name]) for name, x in tensors(micro_batch))
     assert feed.waited > 0
+    assert not list(tmp_path.glob("axfold-samples-*"))
+
+
+def test_one_sample_has_no_batch_axis():
+    with Feed(Examples(), order(0, 4, 1), stack, torch.device("cpu")) as feed:
+        assert next(feed).labels.mask.shape == (12,)
+        assert next(feed).passes[0]["msa_feat"].shape == (4, 12, 49)
 
 
 class _Broken(Examples):

@@ -159,7 +159,7 @@ def test_two_processes_are_one_with_twice_the_samples(tmp_path):
     [
         ("parameter", "the parameter trunk.single.weight holds NaN"),
         ("input", r"the input passes\.0\.msa_feat holds NaN"),
-        ("output", r"the output of trunk\.evoformer\.blocks\.1\.pair holds infinity"),
+        ("output", r"the output of trunk\.evoformer\.blocks\.0\.pair holds infinity"),
         ("gradient", r"the gradient of \S+ holds NaN"),
         ("term", "the loss term plddt holds NaN"),
     ],
@@ -174,11 +174,11 @@ def test_what_is_not_finite_is_named(where, said, monkeypatch):
             network.trunk.single.weight[0, 0] = torch.nan
         before = made.masters.values.clone()
     elif where == "output":
-        pair = network.trunk.evoformer.blocks[1].pair
+        pair = network.trunk.evoformer.blocks[0].pair
         forward = pair.forward
         pair.forward = lambda z, mask: forward(z, mask) / 0
     elif where == "gradient":
-        network.trunk.evoformer.blocks[1].pair.register_full_backward_hook(
+        network.trunk.evoformer.blocks[0].pair.register_full_backward_hook(
             lambda module, inputs, outputs: tuple(x * torch.nan for x in inputs)
         )
     elif where == "term":

@@ -439,6 +439,17 @@ def test_confidence_learns_from_good_structures_alone(own):
         assert found["distogram"] > 0
 
 
+def test_what_was_seen_of_a_backbone_is_not_learned(own):
+    structure, labels = structure_of(own), labels_of(own)
+    logits = random_logits((), len(labels.aatype), labels.true_msa.shape[-2], Heads(aligned_error=True))
+    labels = replace(labels, resolution=torch.tensor(2.0))
+    whole = together(structure, logits, labels).terms
+    backbone = together(structure, logits, replace(labels, backbone_only=torch.tensor(1.0))).terms
+    assert whole["resolved"] > 0
+    assert backbone["resolved"] == 0
+    assert all(torch.equal(backbone[name], whole[name]) for name in whole if name != "resolved")
+
+
 def test_names_of_equal_atoms_do_not_matter(own):
     labels, structure = labels_of(own), structure_of(own)
     exchanged = replace(

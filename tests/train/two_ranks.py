@@ -4,8 +4,8 @@ import sys
 from dataclasses import replace
 
 import torch
-from samples import TINY, TRAINING, Examples, stack
 from safetensors.torch import save_file
+from samples import TINY, TRAINING, Examples, stack
 
 from axfold.model.alphafold import AlphaFold
 from axfold.train.feed import Feed, order

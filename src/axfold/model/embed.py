@@ -85,8 +85,11 @@ class PairEmbedding(RowUpdate):
         z = z + self.distances(bins.to(z.dtype))
         z = z + self.norm_recycled(recycled)
         offset = index.unsqueeze(-1) - indices.unsqueeze(-2) + sizes.max_relative
-        one_hot = offset.clamp(0, 2 * sizes.max_relative)  # Algorithm 5, times the weights of Algorithm 4
-        return z + F.embedding(one_hot, self.relative.weight.t()) + self.relative.bias
+        place = offset.clamp(0, 2 * sizes.max_relative)
+        if z.requires_grad:  # Algorithms 4 and 5 as they are: a product has the faster gradient
+            classes = torch.arange(2 * sizes.max_relative + 1, device=z.device)
+            return z + self.relative((place.unsqueeze(-1) == classes).to(z.dtype))
+        return z + F.embedding(place, self.relative.weight.t()) + self.relative.bias  # the same, looked up
 
     def forward(
         self,

@@ -151,7 +151,9 @@ def training(
         width = max(len(values) // 200, 1)
         kept = len(values) // width * width
         means = values[len(values) - kept :].reshape(-1, width).mean(axis=1)
-        axes.plot(samples[len(samples) - kept :].reshape(-1, width)[:, -1], means, color=_LINES[0], label="loss")
+        axes.plot(
+            samples[len(samples) - kept :].reshape(-1, width)[:, -1], means, color=_LINES[0], label="loss"
+        )
     axes.set(xlabel="samples", ylabel="loss")
     axes.set_title(name)
     scores = axes.twinx()

@@ -58,8 +58,8 @@ def save(
     """Write the state after the steps so far; of the older ones the last `keep` - 1 are kept. Errors as in `writing`.
 
     A file appears when it is whole, and others are removed only then: where the disk is full the older ones are there.
-    best: it is kept as the best too, under a name of its own. compact: moments in bfloat16, a quarter less on disk; a run
-    goes on from them, but not bit for bit.
+    best: it is kept as the best too, under a name of its own
+    compact: moments in bfloat16, a quarter less on disk; a run goes on from them, but not bit for bit
     """
     about = About(trainer.steps, dict(configuration), score)
     path = folder / f"step_{about.step:09}.safetensors"
@@ -97,9 +97,7 @@ def _link(path: Path, target: Path) -> None:
 def _write(path: Path, trainer: Trainer, about: About, compact: bool) -> None:
     """Tensor by tensor from the device, so that nothing lies in memory twice."""
     parts = _parts(trainer)
-    types = {
-        part: torch.bfloat16 if compact and part.endswith("moment") else torch.float32 for part in parts
-    }
+    types = {part: torch.bfloat16 if compact and part.endswith("moment") else torch.float32 for part in parts}
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
@@ -126,7 +124,7 @@ def _write(path: Path, trainer: Trainer, about: About, compact: bool) -> None:
         for part, flat in parts.items():
             on_host = flat.to("cpu", types[part])
             for _, values in trainer.masters.views(on_host):
-                file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+                file.write(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _parts(trainer: Trainer) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class Examples(Dataset[Example]):
 
     store: where chains are from; their chances are `sampling.weights(...)` unless `weights` says others
     crop: residues of a piece, to which shorter chains are padded
-    recycles: at most; how many is drawn for every `batch` examples together (supplement 1.11.8)
+    recycles: at most; how many is drawn for every `batch` examples together (supplement 1.10)
     """
 
     def __init__(
@@ -220,7 +220,7 @@ def random_templates(chain: Chain, data: Data) -> steps.Step:
     def step(features: Features, rng: np.random.Generator) -> Features:
         found = len(chain.templates)
         taken = rng.permutation(found)[: min(int(rng.integers(found + 1)), data.templates)]
-        return {**features, **_template_features(chain, taken, data)}
+        return {**features, **_template_features(chain, taken.tolist(), data)}
 
     return step
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -9,8 +12,11 @@ from functools import cache
 from math import prod
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +27,7 @@ from axfold.train.labels import Labels
 _ALIGN = 64  # bytes
 _MASKS = ("seq_mask", "msa_mask", "extra_msa_mask")  # the network takes one that hides nothing as one number
 _DEPTH = 2  # batches on the device before they are needed
+_ROOM = 8 << 30  # bytes of shared memory; where there are fewer, workers hand samples over in files
 
 
 class Example(Protocol):
@@ -137,14 +144,51 @@ def _forks() -> BaseContext:
     return context
 
 
-class _Stacked:
-    """What a worker makes of the samples of a micro-batch."""
+def _go_on(_worker: int) -> None:
+    """Whoever asks a run to end may ask all its processes, but the last step still needs its samples."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
-    def __init__(self, stack: Callable[[Sequence[Any]], Any]):
-        self.stack = stack
 
-    def __call__(self, examples: Sequence[Any]) -> Packed:
-        return pack(self.stack(examples))
+def together(examples: Sequence[Any], stack: Callable[[Sequence[Any]], Any]) -> Any:
+    """Several samples stacked; one as it is, since the fastest kernels take no batch axis."""
+    return examples[0] if len(examples) == 1 else stack(examples)
+
+
+class _Together:
+    """What a worker makes of the samples of a micro-batch: packed, or in a file of `folder`."""
+
+    def __init__(self, stack: Callable[[Sequence[Any]], Any], folder: str | None):
+        self.stack, self.folder = stack, folder
+
+    def __call__(self, examples: Sequence[Any]) -> Packed | _Filed:
+        packed = pack(together(examples, self.stack))
+        if self.folder is None:
+            return packed
+        path = Path(self.folder) / secrets.token_hex(8)
+        packed.buffer.numpy().tofile(path)
+        return _Filed(path, packed.plan)
+
+
+@dataclass(frozen=True)
+class _Filed:
+    """What is packed, its bytes in a file that is read once."""
+
+    path: Path
+    plan: Any
+
+    def read(self) -> Packed:
+        buffer = torch.from_numpy(np.fromfile(self.path, np.uint8))
+        self.path.unlink()
+        return Packed(buffer, self.plan)
+
+
+def shared_memory() -> int:
+    """Bytes that are free for what processes share; containers often have little."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 0
 
 
 class Feed(Iterator[Any]):
@@ -162,18 +206,23 @@ class Feed(Iterator[Any]):
         *,
         workers: int = 0,
     ):
-        """order: the samples of each; stack(examples): what is made of them, usually the same with a batch axis."""
+        """order: the samples of each micro-batch; stack(examples): several of them with a batch axis."""
         self.waited = 0.0
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._files = (
+            TemporaryDirectory(prefix="axfold-samples-") if workers and shared_memory() < _ROOM else None
+        )
+        folder = None if self._files is None else self._files.name
         self._loader = iter(
             DataLoader(
                 examples,
-                batch_sampler=order,  # type: ignore[arg-type]  # it may have no end
-                collate_fn=_Stacked(stack),
+                batch_sampler=order,  # it may have no end
+                collate_fn=_Together(stack, folder),
                 num_workers=workers,
                 prefetch_factor=2 if workers else None,
                 multiprocessing_context=_forks() if workers else None,
+                worker_init_fn=_go_on,
             )
         )
         self._ahead = Ahead(lambda: map(self._bring, self._loader), _DEPTH)
@@ -197,9 +246,12 @@ class Feed(Iterator[Any]):
     def close(self) -> None:
         """Nothing more is wanted."""
         self._ahead.close()
-        del self._loader
+        del self._loader, self._ahead
+        if self._files is not None:
+            self._files.cleanup()
 
-    def _bring(self, packed: Packed) -> tuple[Packed, torch.cuda.Event | None]:
+    def _bring(self, made: Packed | _Filed) -> tuple[Packed, torch.cuda.Event | None]:
+        packed = made.read() if isinstance(made, _Filed) else made
         if self._stream is None:
             return packed, None
         with torch.cuda.stream(self._stream):

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from axfold.train.loss import Losses

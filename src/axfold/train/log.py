@@ -72,7 +72,9 @@ def read(path: Path) -> list[dict[str, float]]:
 
 
 def _shown(value: float) -> str:
-    return str(int(value)) if isfinite(value) and value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
+    return (
+        str(int(value)) if isfinite(value) and value == int(value) and abs(value) < 1e15 else f"{value:.9g}"
+    )
 
 
 class Log:
@@ -108,7 +110,7 @@ class Log:
             self._board.close()
 
     def _add(self, table: Table, group: str, step: int, values: Mapping[str, float]) -> None:
-        table.add({"step": step, **values})
+        table.add({"step": float(step), **values})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
@@ -116,7 +118,7 @@ class Log:
 
 def curve(name: str, steps: list[dict[str, float]], validation: list[dict[str, float]]) -> bytes:
     """A picture (PNG) of a run's tables."""
-    shown = {"lddt_ca": "lDDT-Cα", "gdt_ts": "GDT_TS", "tm": "TM-score"}
+    shown = {"lddt_ca": "lDDT of C-alpha", "gdt_ts": "GDT_TS", "tm": "TM-score"}
     scores = [
         (row["samples"], {label: row[key] for key, label in shown.items() if key in row})
         for row in validation

@@ -105,27 +105,28 @@ class Trainer:
         values = torch.stack(rows).mean(0)
         # a sum that is not finite has a term that isn't: asked of every process before the numbers are added up
         failed = (~torch.stack([row.isfinite().all() for row in rows])).sum().to(values)
-        told = told or {}
-        self._names += tuple(told)
-        sums = torch.cat([values, values.new_tensor(list(told.values())), failed.unsqueeze(0)])
-        sums = self.ranks.sum(sums) / self.ranks.size
+        self._names += tuple(told or ())
+        of_host = torch.tensor(list((told or {}).values()), dtype=torch.float32, pin_memory=values.is_cuda)
+        sums = [values, of_host.to(values.device, non_blocking=True), failed.unsqueeze(0)]
+        means = self.ranks.sum(torch.cat(sums)) / self.ranks.size
         self.ranks.sum(self._gradient)
-        self.optimizer.step(self._gradient, sums[-1])
-        self._tell(sums)
+        self.optimizer.step(self._gradient, means[-1])
+        self._tell(means)
 
     def _row(self, found: Losses, norm: Tensor, factor: Tensor) -> Tensor:
         self._names = ("loss", *found.terms, "gradient", "clipped")
-        means = [x.mean().float() for x in (found.total, *found.terms.values())]
-        return torch.stack([*means, norm, (factor < 1).float()]).detach()
+        terms = torch.stack([found.total, *found.terms.values()]).float()  # each (), or one for each sample
+        means = terms.reshape(len(terms), -1).mean(-1)
+        return torch.cat([means, torch.stack([norm, (factor < 1).float()])]).detach()
 
-    def _tell(self, sums: Tensor) -> None:
+    def _tell(self, means: Tensor) -> None:
         arrived = None
-        if sums.is_cuda:
-            pinned = torch.empty(sums.shape, pin_memory=True)
-            sums = pinned.copy_(sums, non_blocking=True)
+        if means.is_cuda:
+            pinned = torch.empty(means.shape, pin_memory=True)
+            means = pinned.copy_(means, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self._pending.append((self.steps, sums, arrived))
+        self._pending.append((self.steps, means, arrived))
 
     def records(self, behind: int = 0) -> Iterator[Record]:
         """What came of the steps that weren't told of yet, but of the last `behind`; waits for the device.

@@ -7,7 +7,7 @@ one behind the other in a few files, with their places in an index.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def groups(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def representative(
-    name: str, places: Mapping[str, Place], duplicates: Mapping[str, tuple[str, ...]]
+    name: str, places: Container[str], duplicates: Mapping[str, tuple[str, ...]]
 ) -> str | None:
     """The chain whose alignment is that of `name`: itself, or one with the same sequence."""
     return next((one for one in (name, *duplicates.get(name, ())) if one in places), None)

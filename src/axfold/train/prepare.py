@@ -54,7 +54,7 @@ class Options:
     """What `axfold train prepare` is asked for.
 
     structures: mmCIF and PDB files (.gz too), folders and tar files of them, tables (.csv) that name them and say more
-    msas: folders and tar files of alignments, indices of OpenFold's databases; of a chain the first that has it counts
+    msas: folders and tar files of alignments, indices of OpenFold's databases; the first of a chain's sequence counts
     duplicates, clusters: files whose lines are the names of chains with the same and with similar sequences
     set, split: of chains for which no table says another
     max_rows: of an alignment, the first ones
@@ -150,7 +150,7 @@ class _Context:
     """What all processes know."""
 
     options: Options
-    alignments: Mapping[str, Place]
+    alignments: Mapping[str, tuple[Place, ...]]
     duplicates: Mapping[str, tuple[str, ...]]
     clusters: Mapping[str, tuple[str, ...]]
 
@@ -161,9 +161,7 @@ def prepare(options: Options, progress: Callable[[int, int], None] = lambda done
         raise InputError(f"{options.out} is there already. Name another folder, or add --overwrite.")
     with ExitStack() as stack:
         unpacked = _Unpacked(stack)
-        places: dict[str, Place] = {}
-        for root in options.msas:
-            places = {**openproteinset.find(unpacked(root)), **places}
+        places = _places(unpacked(root) for root in options.msas)
         context = _Context(
             options,
             places,
@@ -171,13 +169,15 @@ def prepare(options: Options, progress: Callable[[int, int], None] = lambda done
             openproteinset.groups(options.clusters) if options.clusters else {},
         )
         tasks, told = _tasks(options, unpacked)
-        told += _write(context, tasks, progress)
+        told = _write(context, tasks, told, progress)
     return _summary(options.out, told)
 
 
-def _write(context: _Context, tasks: list[_Task], progress: Callable[[int, int], None]) -> list[Told]:
-    """Fill the store with what the tasks give, in their order; what there is to tell."""
-    told: list[Told] = []
+def _write(
+    context: _Context, tasks: list[_Task], told: list[Told], progress: Callable[[int, int], None]
+) -> list[Told]:
+    """Fill the store with what the tasks give, in their order; `told` with what more there is to tell."""
+    told = list(told)
     options = context.options
     with writing(options.out, overwrite=options.overwrite) as writer:
         for done, results in enumerate(_work(context, tasks), 1):
@@ -235,6 +235,15 @@ def _summary(out: Path, told: Iterable[Told]) -> Summary:
 
 
 # Which files
+
+
+def _places(roots: Iterable[Path]) -> dict[str, tuple[Place, ...]]:
+    """Chain -> its alignments, in the order of the roots."""
+    places: dict[str, tuple[Place, ...]] = {}
+    for root in roots:
+        for name, place in openproteinset.find(root).items():
+            places[name] = (*places.get(name, ()), place)
+    return places
 
 
 class _Unpacked:
@@ -322,6 +331,8 @@ _context: _Context
 def _begin(context: _Context) -> None:
     global _context
     _context = context
+    _rows.cache_clear()
+    _backbones.cache_clear()
 
 
 def _read(task: _Task) -> list[_Read]:
@@ -396,10 +407,8 @@ def _finished(name: str, file: Path, read: Callable[[], _Found]) -> _Read:
         aligned_as = openproteinset.representative(name, _context.alignments, _context.duplicates)
         key = ""
         if aligned_as is not None:
-            place = _context.alignments[aligned_as]
-            key = aligned_as
-            msa, deletions = _alignment(aligned_as)
-            _check_alignment(name, chain, msa, place)
+            place, msa, deletions = _alignment(name, chain.aatype, _context.alignments[aligned_as])
+            key = str(place)
             # The profile of all sequences that a search found says no more than the sequences
             chain = replace(chain, msa=msa, deletions=deletions, profile=None)
             if options.template_mmcifs is not None and isinstance(place, Path):
@@ -630,17 +639,26 @@ def _from_npz(file: Path, row: Mapping[str, str]) -> _Found:
 # Alignments
 
 
-def _alignment(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (S, N) of the alignments of `name` and their deletions. Raises _Refused."""
-    try:
-        return _rows(name, _context.options.max_rows)
-    except InputError as error:
-        raise _Refused("alignment can't be read", str(error)) from error
+def _alignment(
+    name: str, aatype: np.ndarray, places: tuple[Place, ...]
+) -> tuple[Place, np.ndarray, np.ndarray]:
+    """The first of the `places` with an alignment of the chain, its rows (S, N) and deletions. Raises _Refused."""
+    refused = _Refused("", "")
+    for place in places:
+        try:
+            msa, deletions = _rows(place, _context.options.max_rows)
+            _check_alignment(name, aatype, msa[0], place)
+        except InputError as error:
+            refused = _Refused("alignment can't be read", str(error))
+        except _Refused as error:
+            refused = error
+        else:
+            return place, msa, deletions
+    raise refused
 
 
 @lru_cache(maxsize=1)  # chains of one sequence follow each other
-def _rows(name: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    place = _context.alignments[name]
+def _rows(place: Place, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     found = (
         [alignment for _, alignment in alignments.read(place)] if isinstance(place, Path) else _parts(place)
     )
@@ -648,7 +666,7 @@ def _rows(name: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     for alignment in found:
         if alignment.sequences[0] != query:
             raise InputError(f"{place}: the alignments there are of different sequences.")
-    features = steps.query_features(Query(name, query, tuple(found)))
+    features = steps.query_features(Query(str(place), query, tuple(found)))
     deletions = np.minimum(features["deletion_matrix"][:limit], 255).astype(np.uint8)
     return features["msa"][:limit], deletions
 
@@ -665,24 +683,24 @@ def _parts(parts: Iterable[openproteinset.Part]) -> list[Alignment]:
     return found
 
 
-def _check_alignment(name: str, chain: Chain, msa: np.ndarray, place: Place) -> None:
+def _check_alignment(name: str, aatype: np.ndarray, first: np.ndarray, place: Place) -> None:
     """Raise _Refused unless the first row is the chain; a residue of unknown type is any."""
-    first, where = msa[0], place if isinstance(place, Path) else place[0].database
+    where = place if isinstance(place, Path) else place[0].database
     kind = "alignment of another sequence"
-    if len(first) != len(chain.aatype):
+    if len(first) != len(aatype):
         raise _Refused(
             kind,
-            f"{where}: the first sequence has {len(first)} residues and {name} {len(chain.aatype)}; align to the "
+            f"{where}: the first sequence has {len(first)} residues and {name} {len(aatype)}; align to the "
             "chain's own sequence.",
         )
-    known = (first < _UNKNOWN) & (chain.aatype < _UNKNOWN)
-    wrong = np.flatnonzero(known & (first != chain.aatype))
+    known = (first < _UNKNOWN) & (aatype < _UNKNOWN)
+    wrong = np.flatnonzero(known & (first != aatype))
     if len(wrong):
         letters = residues.RESTYPES_WITH_X
         raise _Refused(
             kind,
             f"{where}: the first sequence differs from {name} in {len(wrong)} residues, first in residue "
-            f"{wrong[0] + 1} ({letters[first[wrong[0]]]} and {letters[chain.aatype[wrong[0]]]}); align to the chain's "
+            f"{wrong[0] + 1} ({letters[first[wrong[0]]]} and {letters[aatype[wrong[0]]]}); align to the chain's "
             "own sequence.",
         )
 

@@ -63,7 +63,10 @@ def joined(device: str) -> Iterator[Ranks]:
     if found.type == "cuda":
         found = find_device(f"cuda:{local}")
         torch.cuda.set_device(found)
-    dist.init_process_group("nccl" if found.type == "cuda" else "gloo", rank=rank, world_size=size)
+    on_gpu = found.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", rank=rank, world_size=size, device_id=found if on_gpu else None
+    )
     try:
         yield Ranks(found, rank, size)
     finally:

@@ -15,8 +15,8 @@ from axfold.model.alphafold import AlphaFold
 def recompute(network: AlphaFold) -> None:
     """Every block of the network keeps its inputs alone: supplement 1.11.8, activation checkpointing.
 
-    Applied from outside: each block's `forward` is replaced, and does what it did where no gradient is recorded. Dropout
-    drops the same again.
+    Applied from outside: each block's `forward` is replaced, and does what it did where no gradient is recorded.
+    Dropout drops the same again.
     """
     for owner, name in _blocks(network):
         run = getattr(owner, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -22,7 +24,7 @@ from axfold.model.alphafold import AlphaFold
 from axfold.output import files
 from axfold.train import checkpoint, validate
 from axfold.train.examples import Example, Examples, HeldOut, stack
-from axfold.train.feed import Feed, order, pack, unpack
+from axfold.train.feed import Feed, order, pack, together, unpack
 from axfold.train.initial import initialise
 from axfold.train.log import Log
 from axfold.train.loop import DivergedError, Trainer
@@ -38,7 +40,9 @@ SCORE = "lddt_ca"
 """By the mean of which the best checkpoint is chosen."""
 CROPS = (64, 128, 256, 512)
 """Residues to which held-out chains are padded, each to as few as hold it; longer ones are left out, and named."""
-_DEEP = 16  # blocks from which on what they keep for the gradient is too much
+_DEEP = (
+    16  # blocks from which on a network is large: what it keeps for the gradient, and several chains at once
+)
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
@@ -69,9 +73,12 @@ class Options:
     save_every: float = 5.0
     keep: int = 2
     compact: bool = False
+    deterministic: bool = True
 
 
-def configured(model: str, stage: str | None, changes: dict[str, Any]) -> tuple[config.Config, config.Training]:
+def configured(
+    model: str, stage: str | None, changes: dict[str, Any]
+) -> tuple[config.Config, config.Training]:
     """A model's configuration and how it is trained. Raises InputError."""
     wanted = options.configured(model)
     stage = stage or ("demo" if model == "demo" else "initial")
@@ -100,13 +107,15 @@ def run(wanted: Options, display: console.Plain) -> Path:
     WeightsError, AxfoldError; DivergedError where a number is not finite.
     """
     begun = time.monotonic()
+    if wanted.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins
     model, training = configured(wanted.model, wanted.stage, wanted.changes)
     with joined(wanted.device) as ranks:
         share = training.at_once * ranks.size
         if training.batch % share:
             raise InputError(
-                f"--batch {training.batch} is no multiple of {share}: {training.at_once} samples at once (--at-once) in "
-                f"{ranks.size} process{'es' * (ranks.size > 1)}."
+                f"--batch {training.batch} is no multiple of {share}: {training.at_once} samples at once (--at-once) "
+                f"in {ranks.size} process{'es' * (ranks.size > 1)}."
             )
         options.one_of("--precision", wanted.precision, _PRECISIONS)
         precision = network.find_precision(wanted.precision, ranks.device)
@@ -135,7 +144,7 @@ def run(wanted: Options, display: console.Plain) -> Path:
         resumed = _resume(wanted.out, trainer, configuration, display if ranks.first else None)
         session = _Session(wanted, model, trainer, configuration, precision, store, begun, display)
         session.best = resumed
-        with _exact_products(precision):
+        with _arithmetic(precision, wanted.deterministic):
             return session.train(examples)
 
 
@@ -189,14 +198,22 @@ def _resume(
 
 
 @contextmanager
-def _exact_products(precision: str) -> Iterator[None]:
-    """float32 is multiplied as TF32 where that was asked for alone; backward passes too."""
-    before = torch.get_float32_matmul_precision()
+def _arithmetic(precision: str, deterministic: bool) -> Iterator[None]:
+    """float32 is multiplied as TF32 where that was asked for alone; sums are added up in the same order every time."""
+    products, before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills: Any = torch.utils.deterministic
+    filled = fills.fill_uninitialized_memory
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        fills.fill_uninitialized_memory = False  # nothing reads what it hasn't written
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(products)
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        fills.fill_uninitialized_memory = filled
 
 
 @contextmanager
@@ -261,7 +278,8 @@ class _Session:
             f"{ranks.size} x {ranks.device.type}; {len(examples):,} chains to train on; {training.batch} samples a step"
         )
         places = order(trainer.steps, training.batch, training.at_once, ranks.rank, ranks.size)
-        self.display.begin(f"training {self.wanted.out.name}")
+        if ranks.first:
+            self.display.begin(f"training {self.wanted.out.name}")
         try:
             with (
                 _asked_to_end() as asked,
@@ -293,7 +311,17 @@ class _Session:
                 "ask_save": float(now - self._saved[1] >= wanted.save_every * 60),
             }
             last, feed.waited = now, 0.0
-            trainer.step(feed, told)
+            try:
+                trainer.step(feed, told)
+            except (
+                RuntimeError,
+                OSError,
+                StopIteration,
+            ):  # workers were ended too: the step has changed nothing
+                if not asked() or self.ranks.size > 1:
+                    raise
+                ended_early = True
+                break
             asks = self._record(behind=1)
             validates = self._held is not None and trainer.steps % wanted.validate_every == 0
             ended_early, over = asks["ask_end"] > 0, asks["ask_time"] > 0
@@ -326,7 +354,8 @@ class _Session:
             total = self.wanted.steps
             share = self._share(record.step)
             state = f"step {record.step:,}{'' if total is None else f'/{total:,}'}, loss {values['loss']:.3f}"
-            self.display.progress(share, f"{state}, {self._speed()}")
+            if self.ranks.first:
+                self.display.progress(share, f"{state}, {self._speed()}")
         return asks
 
     def _share(self, step: int) -> float:
@@ -361,20 +390,20 @@ class _Session:
         scores = held.scores(self._evaluator, self.ranks, self.workers)
         means = validate.mean(scores.values())
         seconds = time.monotonic() - start
+        if self._started is not None:  # the speed is that of steps alone
+            begun, step = self._started
+            self._started = begun + seconds, step
         self._validated = trainer.steps
-        samples = trainer.steps * trainer.training.batch
+        samples = float(trainer.steps * trainer.training.batch)
         if self.log is not None:
             self.log.validated(trainer.steps, {"samples": samples, **means, "seconds": seconds})
         self._tell(
-            f"step {trainer.steps:,}: lDDT-Cα {means['lddt_ca']:.4f}, GDT_TS {means['gdt_ts']:.4f}, "
+            f"step {trainer.steps:,}: lDDT of C-alpha {means['lddt_ca']:.4f}, GDT_TS {means['gdt_ts']:.4f}, "
             f"TM {means['tm']:.4f} of {len(scores)} held-out chains ({seconds:.0f} s); {self._speed()}"
         )
         better = means[SCORE] > self.best
         self.best = max(self.best, means[SCORE]) if not math.isnan(means[SCORE]) else self.best
         self._save(score=means[SCORE], best=better)
-        if self._started is not None:  # the speed is that of steps alone
-            begun, step = self._started
-            self._started = begun + time.monotonic() - start, step
 
     def _save(self, score: float | None = None, best: bool = False) -> None:
         self._record(behind=0)  # raises where a number was not finite: what is on disk stays
@@ -397,7 +426,7 @@ class _Session:
         """Which tensor was the first, and what is left."""
 
         def example_at(indices: list[int]) -> Any:
-            packed = pack(stack([examples[i] for i in indices]))
+            packed = pack(together([examples[i] for i in indices], stack))
             return unpack(replace(packed, buffer=packed.buffer.to(self.ranks.device)))
 
         found = [text for text in self.ranks.texts(self.trainer.diagnose(error.step, example_at)) if text]
@@ -415,8 +444,6 @@ def workers(wanted: int | None, ranks: Ranks) -> int:
     """Processes that make samples: by default the cores that there are, shared by the ranks, but for one each."""
     if wanted is not None:
         return wanted
-    import os
-
     return max((len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) // ranks.size - 1, 0)
 
 
@@ -451,7 +478,9 @@ class HeldOutChains(Dataset[Example]):
             taken |= {place for _, place in new}
             self.items += [(part, i) for i, _ in new]
         if longer := parts[-1].longer:
-            tell(f"{len(longer)} held-out chains of more than {CROPS[-1]} residues are left out: {longer[0]}, ...")
+            tell(
+                f"{len(longer)} held-out chains of more than {CROPS[-1]} residues are left out: {longer[0]}, ..."
+            )
         if not self.items:
             raise InputError(f"{store.path}: it has no chains of the split {split}.")
         if chains is not None and chains < len(self.items):
@@ -478,7 +507,8 @@ class HeldOutChains(Dataset[Example]):
         report: Callable[[float], None] = lambda share: None,
     ) -> dict[str, validate.Score]:
         """By the chains' names."""
-        order = validate.groups([part.crop for part, _ in self.items])
+        pairs = validate.PAIRS if len(evaluated.trunk.evoformer.blocks) < _DEEP else 0
+        order = validate.groups([part.crop for part, _ in self.items], pairs)
         found = validate.validate(evaluated, self, order, stack, ranks, workers=workers, report=report)
         return {self.name(place): score for place, score in found.items()}
 
@@ -505,7 +535,9 @@ def evaluate(
         precision = network.find_precision(precision, ranks.device)
         checked = _checkpoint(Path(path)) if model is None or Path(path).is_dir() else None
         if checked is None and model is None:
-            raise InputError(f"{path}: this is no checkpoint; say with --model which model's parameters it holds.")
+            raise InputError(
+                f"{path}: this is no checkpoint; say with --model which model's parameters it holds."
+            )
         if checked is not None:
             wanted = _model_of(checked, checkpoint.about(checked))
         else:
@@ -519,11 +551,18 @@ def evaluate(
         else:
             load(scored, wanted, find(wanted.name, path))
         scored = network.in_precision(scored.requires_grad_(False).eval().to(ranks.device), precision)
-        held = HeldOutChains(Store(store), wanted, split=split, chains=chains, tell=display.line)
-        display.begin(f"{wanted.name} on {split}")
+
+        def tell(text: str) -> None:
+            if ranks.first:
+                display.line(text)
+
+        held = HeldOutChains(Store(store), wanted, split=split, chains=chains, tell=tell)
+        if ranks.first:
+            display.begin(f"{wanted.name} on {split}")
 
         def report(share: float) -> None:
-            display.progress(share, f"{share:.0%} of the chains")
+            if ranks.first:
+                display.progress(share, f"{share:.0%} of the chains")
 
         scores = held.scores(scored, ranks, workers(processes, ranks), report)
         display.end()
@@ -577,13 +616,21 @@ def _checkpoint(path: Path) -> Path | None:
 def _model_of(path: Path, about: checkpoint.About) -> config.Config:
     name = about.configuration["model"]["name"]
     model = config.PRESETS.get(name)
-    if model is None or checkpoint.configuration(model, config.Training())["model"] != about.configuration["model"]:
+    if (
+        model is None
+        or checkpoint.configuration(model, config.Training())["model"] != about.configuration["model"]
+    ):
         raise InputError(f"{path}: its model, {name}, is not the one of that name in this axfold.")
     return model
 
 
-def export(path: Path, out: Path) -> str:
-    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads."""
+def export(
+    path: Path, out: Path, *, half: bool = False, licence: str = "that of whoever trained them"
+) -> str:
+    """Write the moving average of a checkpoint, or of a run's best, as parameters that `--params` reads.
+
+    half: as float16, which takes half of the disk and rounds to 11 bits
+    """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file to write must end in .safetensors.")
     found = _checkpoint(path)
@@ -596,8 +643,13 @@ def export(path: Path, out: Path) -> str:
     metadata = {
         "model": model.name,
         "source": f"axfold train, step {about.step}",
-        "licence": "that of whoever trained them",
+        "licence": licence,
     }
-    weight_files.write(out, checkpoint.as_numpy(found, names), metadata)
-    score = "" if about.score is None else f", validated lDDT-Cα {about.score:.4f}"
+    tensors = checkpoint.as_numpy(found, names)
+    if half:
+        tensors = {name: value.astype(np.float16) for name, value in tensors.items()}
+        if wide := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
+            raise InputError(f"{path}: {wide[0]} passes the range of float16: leave --half out.")
+    weight_files.write(out, tensors, metadata)
+    score = "" if about.score is None else f", validated lDDT of C-alpha {about.score:.4f}"
     return f"{out}: {model.name}, step {about.step:,}{score}"

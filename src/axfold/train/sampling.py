@@ -72,7 +72,7 @@ def _shares(sets: Sequence[str], distillation: float) -> dict[str, float]:
     if len(predicted) == len(sets):
         distillation = 1.0
     shares = {name: distillation / len(predicted) for name in predicted}
-    return {EXPERIMENTAL: 1 - sum(shares.values()), **shares}
+    return {EXPERIMENTAL: 1.0 - sum(shares.values()), **shares}
 
 
 class Order:
@@ -106,7 +106,7 @@ class Order:
 
 
 def recycles(seed: int, batch: int, most: int) -> int:
-    """How often the batch of that number is recycled: 0 to `most`, all equally likely (supplement 1.11.8)."""
+    """How often the batch of that number is recycled: 0 to `most`, all equally likely (supplement 1.10)."""
     return int(stream(seed, _RECYCLES, batch).integers(most + 1))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from math import isnan, nan
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def validate(
     plan = [list(group) for group in mine]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        Feed(examples, plan, _Together(stack), ranks.device, workers=workers) as feed,
+        Feed(examples, plan, stack, ranks.device, workers=workers) as feed,
     ):
         waiting: list[tuple[int, Future[Score]]] = []
         for done, group in enumerate(plan):
@@ -130,16 +131,6 @@ def validate(
     return {place: Score(*table[place].tolist()) for group in order for place in group}
 
 
-class _Together:
-    """One chain as it is, several stacked."""
-
-    def __init__(self, stack: Callable[[Sequence[Any]], Any]):
-        self.stack = stack
-
-    def __call__(self, examples: Sequence[Any]) -> Any:
-        return examples[0] if len(examples) == 1 else self.stack(examples)
-
-
 def _predict(network: AlphaFold, example: Any, chains: int) -> Iterator[_Predicted]:
     *_, last = passes(network, ([features] for features in example.passes))
     with torch.inference_mode():
@@ -149,7 +140,7 @@ def _predict(network: AlphaFold, example: Any, chains: int) -> Iterator[_Predict
     predicted = _Predicted(last.structure.atom37, last.structure.atom14, plddt, example.labels)
     on_host = _mapped(predicted, lambda x: x.cpu())
     for i in range(chains):
-        yield on_host if chains == 1 else _mapped(on_host, lambda x, i=i: x[i])
+        yield on_host if chains == 1 else _mapped(on_host, itemgetter(i))
 
 
 def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -162,7 +153,7 @@ def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def mean(scores: Iterable[Score]) -> dict[str, float]:
     """Means of what is defined, and `chains`, their number."""
     scores = list(scores)
-    means: dict[str, float] = {"chains": len(scores)}
+    means = {"chains": float(len(scores))}
     for name in NAMES:
         values = [x for s in scores if not isnan(x := getattr(s, name))]
         means[name] = sum(values) / len(values) if values else nan
