@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "parallel": ("errors",),
     "model": ("config", "residues", "ops", "memory.rows", "parallel.axial"),
     "train": (
-        *("ahead", "config", "console", "data", "errors", "metrics", "model", "network", "options", "output"),
-        *("residues", "stereochemistry", "weights"),
+        *("ahead", "config", "console", "data", "errors", "metrics", "model", "network", "ops", "options"),
+        *("output", "residues", "stereochemistry", "weights"),
     ),
     "data": ("config", "errors", "residues"),
     "weights": ("cache", "config", "errors"),

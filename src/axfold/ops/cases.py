@@ -9,6 +9,7 @@ from torch import Tensor
 
 from axfold.ops.attention import gated_attention
 from axfold.ops.column import global_column_attention
+from axfold.ops.frame_error import distance_error, frame_error
 from axfold.ops.layer_norm import layer_norm
 from axfold.ops.linear_residual import linear_residual
 from axfold.ops.normed_linear import normed_linear
@@ -398,3 +399,7 @@ def calls(dtype: torch.dtype, masked: bool = False, length: int = 32, clusters: 
     masks = wide_x(rows), wide_x(n)
     arguments = *residues, *points, wide_x(12), x(rows, n, 128), *parameters, *masks
     yield Call(invariant_point_attention, "structure module", arguments)
+    frames, atoms = (wide_x(rows, 3, 3), wide_x(rows, 3)), wide_x(n, 3)
+    yield Call(frame_error, "all atoms", (*frames, atoms, *frames, atoms, *masks))
+    some = wide_x(rows, 3)
+    yield Call(distance_error, "atoms", (some, atoms, some, atoms, wide_x(n)))

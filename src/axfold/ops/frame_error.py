@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from axfold.ops import small
 from axfold.ops.op import Op
 
 EPSILON = 1e-4  # Å², of the distance from a point to where it should be; Algorithm 28, line 3
@@ -21,9 +22,9 @@ def frame_error(
     true_points: Float[Tensor, "*b p 3"],
     frames_mask: Float[Tensor, "*b f"],
     points_mask: Float[Tensor, "*b p"],
-    clamp: float,
+    clamp: float = 10.0,
 ) -> Float[Tensor, "*b"]:
-    """The sum over frames and points of how far a point is from where it should be, up to `clamp`: Algorithm 28.
+    """The sum over frames and points of how far a point is from where it should be, up to `clamp` (Å): Algorithm 28.
 
     A point is seen from a frame as rotationT (point - translation). Frames go some at a time, and with gradients they
     are computed again.
@@ -61,6 +62,24 @@ def frame_error(
     return torch.stack(errors).sum(0)
 
 
+@frame_error.like
+def _small_frames(
+    rotation: Tensor,
+    translation: Tensor,
+    points: Tensor,
+    true_rotation: Tensor,
+    true_translation: Tensor,
+    true_points: Tensor,
+    frames_mask: Tensor,
+    points_mask: Tensor,
+    clamp: float = 10.0,
+) -> small.Smalls:
+    frames = small.normal(rotation, small.ROWS, 3, 3), small.normal(translation, small.ROWS, 3)
+    known = small.normal(points, small.POSITIONS, 3)
+    masks = (small.Small((n,), points.dtype, "mask") for n in (small.ROWS, small.POSITIONS))
+    return *frames, known, *frames, known, *masks
+
+
 @Op
 def distance_error(
     rows: Float[Tensor, "*b r 3"],
@@ -78,3 +97,11 @@ def distance_error(
     with torch.no_grad():
         off = (distances(rows, points) - distances(true_rows, true_points)).square()
         return ((off + 1e-10).sqrt() * points_mask.unsqueeze(-2)).sum(-1)
+
+
+@distance_error.like
+def _small_distances(
+    rows: Tensor, points: Tensor, true_rows: Tensor, true_points: Tensor, points_mask: Tensor
+) -> small.Smalls:
+    asked, known = small.normal(rows, small.ROWS, 3), small.normal(points, small.POSITIONS, 3)
+    return asked, known, asked, known, small.Small((small.POSITIONS,), points.dtype, "mask")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from axfold.ops.frame_error import EPSILON, distance_error, frame_error
-from axfold.ops.triton.common import INTERPRETED
+from axfold.ops.triton.common import INTERPRETED, recorded
 
 _EPSILON = tl.constexpr(EPSILON)
 FRAMES, POINTS = 2, 128
@@ -245,7 +245,7 @@ def _why_not_frames(
     return _why_not(rotation, translation, points, *others)
 
 
-@frame_error.backend("triton", why_not=_why_not_frames, checked=False)
+@frame_error.backend("triton", why_not=_why_not_frames)
 def frame_error_triton(
     rotation: Tensor,
     translation: Tensor,
@@ -255,7 +255,7 @@ def frame_error_triton(
     true_points: Tensor,
     frames_mask: Tensor,
     points_mask: Tensor,
-    clamp: float,
+    clamp: float = 10.0,
 ) -> Tensor:
     """One kernel, and two for the gradients; nothing is kept but the arguments."""
     true = true_rotation, true_translation, true_points, frames_mask, points_mask
@@ -295,7 +295,11 @@ class _FrameError(torch.autograd.Function):
         return *outs, *[None] * 6
 
 
-@distance_error.backend("triton", why_not=_why_not, checked=False)
+def _why_not_distances(*args: Tensor) -> str | None:
+    return "it has no gradient" if recorded(*args) else _why_not(*args)
+
+
+@distance_error.backend("triton", why_not=_why_not_distances)
 def distance_error_triton(
     rows: Tensor, points: Tensor, true_rows: Tensor, true_points: Tensor, points_mask: Tensor
 ) -> Tensor:

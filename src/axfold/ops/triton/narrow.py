@@ -266,7 +266,10 @@ def operand_backward(
     weight: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of z [*b, rows, positions, c_in], of its norm and of the layer; `grad` [*b, c, rows, k] is the operand's."""
+    """Gradients of z [*b, rows, positions, c_in], of its norm and of the layer.
+
+    `grad` [*b, c, rows, k] is that of the operand.
+    """
     members, rows, positions, c_in = extents(z)
     c_out = len(weight) // 2
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
