@@ -42,7 +42,7 @@ class Variant:
     recorded: bool = True
     attention: str = "reference"
     narrow: bool = True
-    most: float = 40
+    most: float = 150
 
     def __str__(self) -> str:
         blocks = f"compiled, attention by {self.attention}" if self.compiled else "kernels"
