@@ -38,7 +38,7 @@ def _why_not(
     return attention._why_not(row, row, row, row, mask, bias)
 
 
-@attention_update.backend("triton", why_not=_why_not, checked=False)
+@attention_update.backend("triton", why_not=_why_not, checked=False)  # the kernels of operations that are
 def attention_update_triton(
     x: Tensor,
     mask: Tensor,
