@@ -335,7 +335,8 @@ class Graphs:
         """The memory of the copies, which has at least so many bytes."""
         if self._arena is None or len(self._arena) < size:
             self._programs.clear()  # they work in the one that goes
-            self._arena = None
+            # nothing can be recorded in the pool of a recorder whose recordings are all gone
+            self._recorder = self._arena = None
             with torch.inference_mode(False):
                 self._arena = torch.zeros(size, dtype=torch.uint8, device=self.device)
         return self._arena

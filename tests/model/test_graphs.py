@@ -375,6 +375,18 @@ def test_cuda_graphs_give_the_same_numbers(real):
 
 @pytest.mark.gpu
 @on_a_gpu
+def test_cuda_each_protein_is_longer(real):
+    """All recordings are let go of for larger copies, while the memory of the last ones is still in use."""
+    config, (model, _) = real
+    graphs = Graphs(torch.device("cuda"))
+    for length in (17, 30, 50, 76):
+        _, said = folded(config, model, SEQUENCE[:length], graphs)
+        assert not said
+    graphs.remove(model)
+
+
+@pytest.mark.gpu
+@on_a_gpu
 def test_cuda_memory_that_runs_out_while_recording(real):
     config, (model, _) = real
 

@@ -25,7 +25,7 @@ import pytest
         "layer_norm",
         "softmax",
         "updates",
-        "gradients",
+        "backward",
         "batches",
         "frame_error",
         "health",
