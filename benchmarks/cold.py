@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from compilations import compilations
+
 RESULTS = Path(__file__).parent / "results" / "cold"
 
 
@@ -85,27 +87,10 @@ def first_pass(job: dict[str, Any]) -> dict[str, Any]:
         "parts": parts,
         "second_pass": round(time.time() - at[-1], 3),
         "kernels": len(kernels),
-        "kernel_seconds": round(sum(kernels), 3),
+        "kernel_seconds": round(sum(seconds for _, _, seconds in kernels), 3),
         "checks": len(known),
         "check_seconds": round(sum(known), 3),  # of the process that made them
     }
-
-
-def compilations() -> list[float]:
-    """Seconds of each kernel that Triton compiles from now on, those that it finds compiled left out."""
-    seconds: list[float] = []
-    try:
-        from triton import knobs
-    except ImportError:
-        return seconds
-
-    def compiled(*, times: Any, cache_hit: bool, **_: Any) -> None:
-        if not cache_hit:
-            stages = sum(stage for _, stage in times.lowering_stages)
-            seconds.append((times.ir_initialization + stages + times.store_results) / 1e6)
-
-    knobs.compilation.listener = compiled
-    return seconds
 
 
 def start(job: dict[str, Any], kept: Path, threads: int | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ if __name__ != "__mp_main__":  # processes that write load this file again, and 
     from axfold import batch, network
     from axfold.console import Plain
     from axfold.residues import RESTYPES
+    from compilations import compilations
     from machine import commit, device_name, file_name, write
     from model import Clock
 
@@ -155,9 +156,10 @@ class Passes:
 
         network.load_network = loaded
 
-    def seconds(self) -> float:
+    def each(self) -> list[tuple[float, float]]:
+        """When each pass began, and its seconds."""
         self._clock.wait()
-        return sum(self._clock.seconds(start, end) for _, start, end in self.events)
+        return [(at, self._clock.seconds(start, end)) for at, start, end in self.events]
 
 
 def fold(inputs: tuple[Path, ...], out: Path, args: argparse.Namespace) -> int:
@@ -219,11 +221,12 @@ def fold_by_several(files: list[Path], out: Path, args: argparse.Namespace) -> d
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     files = sorted(args.inputs.glob("*.a3m*"))
     random.Random(1).shuffle(files)
-    passes, usage = Passes(torch.device(args.device)), Usage()
+    passes, usage, compiled = Passes(torch.device(args.device)), Usage(), compilations()
     with tempfile.TemporaryDirectory() as name:
         by_size = sorted(files, key=lambda path: path.stat().st_size)
         fold((by_size[0], by_size[-1]), Path(name) / "before", args)
         passes.events.clear()
+        compiled.clear()
         out = Path(name) / "out"
         if args.processes > 1:
             usage.close()
@@ -239,7 +242,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         end = time.perf_counter()
         timer.cancel()
         usage.close()
-        on_gpu = passes.seconds()
+        on_gpu = sum(seconds for _, seconds in passes.each())
         first = passes.events[0][0] if passes.events else start
         last = passes.events[-1][0] if passes.events else end
         results = [
@@ -258,6 +261,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "busy_with_start": usage.share(start, end),
         "passes_share": on_gpu / (last - first) if last > first else None,
         "waited_for_features": sum(result.get("feature_seconds", 0) for result in results),
+        # what makes a pass slow: when it began, and its seconds on the device; kernels that were compiled meanwhile
+        "each_pass": [(round(at - start, 3), round(seconds, 4)) for at, seconds in passes.each()],
+        "compiled": [(name, round(at - start, 3), round(seconds, 3)) for name, at, seconds in compiled],
     }
 
 

@@ -498,6 +498,7 @@ def _arguments(op: str) -> tuple[torch.Tensor | None, ...]:
             x(2, 7, 9),
         ),
         "normed_linear": (x(3, 5, 8), *norm, x(11, 8), x(11)),
+        "linear_residual": (x(3, 5, 8), x(3, 5, 6), x(8, 6), x(8)),
         "triangle_operand": (x(3, 5, 8), torch.ones(3, 5), *norm, x(12, 8), x(12)),
         "triangle_update": (
             x(3, 5, 8),

@@ -5,6 +5,7 @@ import torch
 from kernels import INTERPRETED, kernel, linear, norm, normal, transposed
 
 from axfold import ops
+from axfold.ops.point_attention import SquaredDistances
 
 ROWS = [(1, 1), (3, 17), (2, 63), (5, 130)]  # residues that attend, all residues
 PAIRS = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
@@ -94,3 +95,10 @@ def test_kernel_and_gradients():
     arguments[7].requires_grad_()
     with pytest.raises(ops.BackendError, match="it has no backward"):
         ops.invariant_point_attention(*arguments, backend="triton")
+
+
+def test_squared_distances_and_their_gradients():
+    x, y = (torch.randn(2, 3, n, 12, dtype=torch.float64, requires_grad=True) for n in (5, 7))
+    expected = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    torch.testing.assert_close(SquaredDistances.apply(x, y), expected)
+    assert torch.autograd.gradcheck(SquaredDistances.apply, (x, y))
