@@ -67,7 +67,7 @@ def test_features_of_every_preset_pass_the_check(preset):
     config = PRESETS[preset]
     features = pipelines.monomer(query(700), config, 1)
     table.check(features, templates=config.model.templates is not None)
-    assert features["msa_feat"].shape[1] == (508 if config.data.templates else 512)
+    assert features["msa_feat"].shape[1] == config.data.msa_clusters - config.data.templates
     assert set(features) <= set(table.FEATURES)
 
 

@@ -78,6 +78,11 @@ def _transition_kernel(
     tl.store(target, update.to(out.dtype.element_ty), exists[:, None])
 
 
+def _by_member(x: Tensor) -> bool:
+    """Whether the batch goes member by member: the kernel takes one batch axis, in half precision."""
+    return x.dim() > 4 or (x.dim() == 4 and x.dtype == torch.float32)
+
+
 def _why_not(
     x: Tensor,
     norm_weight: Tensor,
@@ -88,7 +93,7 @@ def _why_not(
     output_bias: Tensor,
     keep: Tensor | None = None,
 ) -> str | None:
-    if x.dim() > 4 and len(x):  # one member of a batch is as good as another
+    if _by_member(x) and len(x):  # one member of a batch is as good as another
         return _why_not(x[0], norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias)
     if len(expand_weight) % 16:
         return "the hidden layer's width is no multiple of 16"
@@ -110,7 +115,7 @@ def transition_triton(
 ) -> Tensor:
     """One read and one write of x; a batch goes member by member. The backward makes the hidden layer again."""
     layers = norm_weight, norm_bias, expand_weight, expand_bias, output_weight, output_bias
-    if x.dim() > 4 or (x.dim() == 4 and x.dtype == torch.float32):
+    if _by_member(x):
         each = [None] * len(x) if keep is None else list(keep.expand_as(x))
         new = [transition_triton(one, *layers, kept, tile) for one, kept in zip(x, each, strict=True)]
         return torch.stack(new) if torch.is_grad_enabled() else x
