@@ -50,6 +50,7 @@ def test_with_parameters_one_may_begin(tmp_path, cache):
 def test_every_op_is_tried():
     findings = list(doctor.kernels(CPU))
     known = {op.name for name in ops.__all__ if isinstance(op := getattr(ops, name), ops.Op)}
+    known.remove("attention_update")  # of three others, with their kernels
     assert sorted(finding.subject for finding in findings) == sorted(f"{name}, fp32" for name in known)
     assert all(finding.state == "works" for finding in findings)
     by_name = {finding.subject: finding.detail for finding in findings}

@@ -81,7 +81,7 @@ def test_many_positions_of_wide_layers_go_in_parts(monkeypatch):
         assert taken(many, 256, 508) == "triton"
         assert taken(many, 128, 512) == "triton"
         assert taken(many, 256, 1024, torch.float32) == "triton"
-        assert taken(many, 256, 1024, learning=True) == "reference"
+        assert taken(many, 256, 1024, learning=True) == "triton"
 
 
 @on_a_gpu
