@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--parameters", help="as --params of axfold predict, or a run's folder; the packaged ones"
     )
+    parser.add_argument("--held-out-chains", type=int, help="so many are scored (default: all)")
     parser.add_argument("--training-chains", type=int, default=300, help="so many of them are scored")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -134,7 +135,10 @@ def main() -> None:
     }
     scores: dict[str, dict[str, dict[str, dict[str, float | str]]]] = content["scores"]  # type: ignore[assignment]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for split, chains in (("valid", None), ("train", options.training_chains)):
+    for split, chains in (
+        ("valid", options.held_out_chains),
+        ("train", options.training_chains),
+    ):
         of_split = scores.setdefault(split, {})
         for name, which in (("demo", parameters), ("untrained", "untrained")):
             file = options.out.with_name(f".{split}-{name}.json")
