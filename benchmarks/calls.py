@@ -354,7 +354,7 @@ def main() -> None:
     if args.host:
         try:
             host(model, config, args.host)
-        except Exception:
+        except Exception:  # the calls are timed without the profile
             traceback.print_exc()
     for residues in args.lengths:
         try:

@@ -176,7 +176,7 @@ def main() -> None:
         else:
             try:
                 row |= measure(model, training, way == "recomputed", device, args.repeats)
-            except Exception as error:
+            except Exception as error:  # its row says so, and the others are measured
                 row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
                 traceback.print_exc(limit=3)
         rows.append(row)

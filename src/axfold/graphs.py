@@ -80,7 +80,7 @@ class CudaRecorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 result = run()
-            except BaseException:
+            except BaseException:  # an interruption too: a capture must end
                 with suppress(RuntimeError):  # the first error is the one to tell
                     graph.capture_end()
                 raise

@@ -82,7 +82,7 @@ def test_an_alignment_that_chains_share_is_stored_once(tmp_path):
 
 def test_a_copy_for_another_process_opens_the_files_itself(tmp_path):
     opened = Store(make_store(tmp_path / "s", make_chain("a", 30)))
-    sent = pickle.dumps(opened)
+    sent = pickle.dumps(opened)  # as PyTorch hands it to the processes that make examples
     assert len(sent) < 500
     np.testing.assert_array_equal(pickle.loads(sent)[0].msa, opened[0].msa)
 

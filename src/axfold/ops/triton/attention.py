@@ -168,6 +168,15 @@ def _over_keys(
     return total, mixed, highest
 
 
+@triton.jit
+def row_and_tile(rows, tiles, GROUP: tl.constexpr):
+    """Of this program, where each row has so many tiles: GROUP rows take the same tile one after the other."""
+    program = tl.program_id(0)
+    first = program // (GROUP * tiles) * GROUP
+    within, members = program - first * tiles, tl.minimum(rows - first, GROUP)
+    return (first + within % members).to(tl.int64), within // members
+
+
 @triton.jit(
     do_not_specialize=[
         *("rows", "queries", "keys", "q_row", "q_query", "q_head", "k_row", "k_key", "k_head"),
@@ -234,12 +243,8 @@ def _attend(
     Where it is KEPT for a backward, `logsum` [rows, H, queries] is the logarithm of the sum of the weights, both to
     the base 2; of a row without keys as if its logits were -1 (`NO_KEYS`), for beside HIDDEN it would be rounded off.
     """
-    program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
-    first = program // (GROUP * H * q_blocks) * GROUP
-    within, members = program - first * H * q_blocks, tl.minimum(rows - first, GROUP)
-    row = (first + within % members).to(tl.int64)
-    tile = within // members  # of queries, for one head after the other
+    row, tile = row_and_tile(rows, H * q_blocks, GROUP)  # of queries, for one head after the other
     head = tile // q_blocks
     query = (tile % q_blocks) * QUERIES + tl.arange(0, QUERIES)
     key = tl.arange(0, KEYS)

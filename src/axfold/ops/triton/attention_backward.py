@@ -29,6 +29,7 @@ from axfold.ops.triton.attention import (
     _in_rows,
     attend,
     laid_out,
+    row_and_tile,
     rows_of_each,
 )
 from axfold.ops.triton.common import place, sigmoid
@@ -172,12 +173,8 @@ def _to_queries(
     GROUP: tl.constexpr,
 ):
     """Gradient of QUERIES queries of one row and head."""
-    program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
-    first = program // (GROUP * H * q_blocks) * GROUP
-    within, members = program - first * H * q_blocks, tl.minimum(rows - first, GROUP)
-    row = (first + within % members).to(tl.int64)
-    tile = within // members
+    row, tile = row_and_tile(rows, H * q_blocks, GROUP)
     head = tile // q_blocks
     query = (tile % q_blocks) * QUERIES + tl.arange(0, QUERIES)
     key = tl.arange(0, KEYS)
@@ -271,12 +268,8 @@ def _to_keys(
     GROUP: tl.constexpr,
 ):
     """Gradients of KEYS keys and values of one row and head; its logits have the keys first."""
-    program = tl.program_id(0)
     q_blocks, k_blocks = tl.cdiv(queries, QUERIES), tl.cdiv(keys, KEYS)
-    first = program // (GROUP * H * k_blocks) * GROUP
-    within, members = program - first * H * k_blocks, tl.minimum(rows - first, GROUP)
-    row = (first + within % members).to(tl.int64)
-    tile = within // members
+    row, tile = row_and_tile(rows, H * k_blocks, GROUP)
     head = tile // k_blocks
     key = (tile % k_blocks) * KEYS + tl.arange(0, KEYS)
     query = tl.arange(0, QUERIES)
